@@ -1,0 +1,106 @@
+"""The data model: canonical rows while building, the columns of a mixture, the id of a row, the prompt of a row.
+
+A canonical row is a preference pair or an SFT conversation. Contents are message lists; `prompt` holds everything
+before the answers, `chosen` and `rejected` the answers (one assistant message each, as a rule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+Kind = Literal["preference", "sft"]
+KINDS: tuple[Kind, ...] = ("preference", "sft")
+ROLES = ("system", "user", "assistant", "tool")
+
+MESSAGE = pl.Struct({"role": pl.String, "content": pl.String})
+MESSAGES = pl.List(MESSAGE)
+
+#: Where a row came from: the source's name in the recipe, the file as written, the row's 0-based number in the source.
+ORIGIN = {"source": pl.String, "source_file": pl.String, "source_row": pl.Int64}
+#: What became of a row: null while it is alive. `detail` is JSON evidence, `kept_id` the row that was kept instead.
+MARKS = {"reason": pl.String, "detail": pl.String, "kept_id": pl.String}
+#: Contents by kind, in the order in which the row id reads them.
+PARTS: dict[Kind, tuple[str, ...]] = {"preference": ("prompt", "chosen", "rejected"), "sft": ("messages",)}
+
+CANONICAL: dict[Kind, dict[str, pl.DataType | type[pl.DataType]]] = {
+    "preference": {
+        "id": pl.String,
+        **ORIGIN,
+        "prompt": MESSAGES,
+        "chosen": MESSAGES,
+        "rejected": MESSAGES,
+        "chosen_score": pl.Float64,
+        "rejected_score": pl.Float64,
+        "meta": pl.String,
+        **MARKS,
+    },
+    "sft": {"id": pl.String, **ORIGIN, "messages": MESSAGES, "meta": pl.String, **MARKS},
+}
+
+ROLE = pl.element().struct.field("role")
+CONTENT = pl.element().struct.field("content")
+
+_CHUNK_ROWS = 4096  # keeps the encoded text of a chunk in memory that is used again for the next one
+
+
+def contents(column: str) -> pl.Expr:
+    """list<string>: the contents of a MESSAGES column."""
+    return pl.col(column).list.eval(CONTENT)
+
+
+def last_content(column: str) -> pl.Expr:
+    """string: the content of the last message of a MESSAGES column, null for an empty list."""
+    return pl.col(column).list.last().struct.field("content")
+
+
+def answers(kind: Kind) -> tuple[pl.Expr, ...]:
+    """The texts that answer the prompt; the first one is the answer that is trained towards."""
+    if kind == "preference":
+        return last_content("chosen"), last_content("rejected")
+    return (last_content("messages"),)
+
+
+def prompt_text(kind: Kind) -> pl.Expr:
+    """string: the prompt of a row, for dedupe, prompt_cap, clusters and decontamination.
+
+    Its turns before the last answer without system messages, contents joined by a newline, no role names (one
+    system prompt shared by a whole source must not make its questions look alike).
+    """
+    turns = pl.col("prompt") if kind == "preference" else pl.col("messages").list.head(pl.col("messages").list.len() - 1)
+    return turns.list.eval(CONTENT.filter(ROLE != "system")).list.join("\n")
+
+
+def with_ids(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """Adds `id`: 32 hex digits, blake2b-128 of the row as read.
+
+    What is hashed: the kind, then for each part (`prompt`, `chosen`, `rejected` or `messages`) the number of messages
+    and each message as `<bytes>:<role><bytes>:<content>`, so that no two rows share an encoding. Scores, source and
+    meta are not part of it. A row without a part (null) has the id of the raw JSON in `raw`, when that column exists.
+    """
+
+    def part(column: str) -> pl.Expr:
+        message = pl.format("{}:{}{}:{}", ROLE.str.len_bytes(), ROLE, CONTENT.str.len_bytes(), CONTENT)
+        return pl.format("{} {};{}", pl.lit(column), pl.col(column).list.len(), pl.col(column).list.eval(message).list.join(""))
+
+    encoding = pl.concat_str([pl.lit(kind), *(part(column) for column in PARTS[kind])], separator="\n")
+    if "raw" in rows.columns:
+        encoding = pl.coalesce(pl.when(pl.col("reason").is_null()).then(encoding), pl.col("raw"), pl.lit(""))
+    digests = []
+    for start in range(0, rows.height, _CHUNK_ROWS):
+        texts = rows.slice(start, _CHUNK_ROWS).select(encoding.alias("encoding")).to_series()
+        digests.extend(blake2b(text, digest_size=16).digest() for text in _utf8(texts))
+    ids = pl.Series("id", digests, dtype=pl.Binary).bin.encode("hex")
+    return rows.with_columns(ids)
+
+
+def _utf8(texts: pl.Series) -> Iterator[memoryview]:
+    """The UTF-8 bytes of each string, without making Python strings."""
+    array = texts.to_arrow(compat_level=pl.CompatLevel.oldest())
+    offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset : array.offset + len(array) + 1].tolist()
+    data = memoryview(array.buffers()[2] or b"")
+    return (data[start:end] for start, end in zip(offsets, offsets[1:], strict=False))
