@@ -24,6 +24,8 @@ MESSAGES = pl.List(MESSAGE)
 ORIGIN = {"source": pl.String, "source_file": pl.String, "source_row": pl.Int64}
 #: What became of a row: null while it is alive. `detail` is JSON evidence, `kept_id` the row that was kept instead.
 MARKS = {"reason": pl.String, "detail": pl.String, "kept_id": pl.String}
+#: What was done to a row that stays (a swap, a strip), with JSON evidence.
+CHANGE = pl.Struct({"change": pl.String, "detail": pl.String})
 #: Contents by kind, in the order in which the row id reads them.
 PARTS: dict[Kind, tuple[str, ...]] = {"preference": ("prompt", "chosen", "rejected"), "sft": ("messages",)}
 

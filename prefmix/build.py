@@ -1,0 +1,301 @@
+"""From a recipe to a mixture: the stages in their order.
+
+    read, where, split                      sources
+    validity, injection, filters            filters
+    exact duplicates                        dedupe
+    take, shares, repeat                    mix
+    splits by cluster of prompts            mix
+    token counts, rendering, writing        tokens, mixture
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from prefmix import audit, card, chatml, dedupe, filters, mix, sources, tokens
+from prefmix.digest import SplitDigest, mixture_digest
+from prefmix.errors import BuildError, UsageError
+from prefmix.ledger import ALIVE, CHANGES, check_conservation, ledger, mark
+from prefmix.mixture import Mixture, columns, recorded, write_split
+from prefmix.recipe import Recipe, load_recipe
+from prefmix.schema import CHANGE, KINDS, ORIGIN, Kind
+from prefmix.sources import Source
+from prefmix.store import Store, write_durably
+
+#: Called as `progress(stage, done, total)`; `done` counts sources, rows or texts of the stage.
+Progress = Callable[[str, int, int], None]
+
+STAGES = ("source", "filter", "decontaminate", "dedupe", "mix")
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with its inputs found: files, revisions, tokenizer. Nothing of the data has been read yet."""
+
+    recipe: Recipe
+    sources: Mapping[str, Source]
+    tokenizer: tokens.LoadedTokenizer | None
+    fingerprints: Mapping[str, list[tuple[str, str]]]
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        found = {name: source.revision for name, source in self.sources.items() if source.revision}
+        return found | ({"tokenizer": self.tokenizer.revision} if self.tokenizer and self.tokenizer.revision else {})
+
+    @property
+    def recipe_digest(self) -> str:
+        return self.recipe.digest(self.revisions)
+
+
+@dataclass(frozen=True)
+class Curated:
+    """The rows of every subset, each with its reason or its split, before anything is written."""
+
+    plan: Plan
+    rows: Mapping[Kind, pl.DataFrame]
+    kept: Mapping[Kind, pl.DataFrame]
+    audit: Mapping[str, Any]
+
+    def funnel(self) -> list[dict[str, Any]]:
+        """`{"stage", "in", "dropped": {reason: count}, "out"}` for every stage that dropped or added rows."""
+        dropped = self.dropped()
+        by_reason: dict[str, int] = {}
+        for reasons in dropped.values():
+            for reason, count in reasons.items():
+                by_reason[reason] = by_reason.get(reason, 0) + count
+        left = sum(frame.height for frame in self.rows.values())
+        stages: list[dict[str, Any]] = [{"stage": "read", "in": left, "dropped": {}, "out": left}]
+        for stage in STAGES:
+            reasons = {reason: count for reason, count in sorted(by_reason.items()) if reason.startswith(f"{stage}/")}
+            if reasons:
+                stages.append({"stage": stage, "in": left, "dropped": reasons, "out": left - sum(reasons.values())})
+                left = stages[-1]["out"]
+        copies = sum(int(frame["copies"].sum()) for frame in self.kept.values())
+        if copies != left:
+            stages.append({"stage": "repeat", "in": left, "dropped": {}, "added": copies - left, "out": copies})
+        return stages
+
+    def dropped(self) -> dict[str, dict[str, int]]:
+        """Per source, the number of rows for each reason."""
+        found: dict[str, dict[str, int]] = {name: {} for name in self.plan.sources}
+        for frame in self.rows.values():
+            counts = frame.filter(~ALIVE).group_by(pl.col("source").cast(pl.String), "reason").len()
+            for source, reason, count in counts.sort("source", "reason").rows():
+                found[source][reason] = count
+        return found
+
+
+def build(recipe: Recipe | str | Path, *, store: str | Path | None = None, progress: Progress = _silent) -> Mixture:
+    """Builds the mixture of a recipe (or of its file), or gives back the version that is already there.
+
+    Raises RecipeError, SourceError, HubError or BuildError; the store is then as it was.
+    """
+    planned = plan(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe)
+    shelf = Store(store)
+    return built(planned, shelf) or publish(curate(planned, progress=progress), shelf, progress)
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Finds every input of a recipe: files, revisions on the Hub, the tokenizer."""
+    _refuse_what_is_not_there(recipe)
+    found = {name: sources.resolve(name, source, recipe.root) for name, source in recipe.sources.items()}
+    settings = recipe.format
+    tokenizer = tokens.load(settings.tokenizer, settings.tokenizer_revision, recipe.root) if settings.tokenizer else None
+    fingerprints = {name: source.fingerprints() for name, source in found.items()}
+    if tokenizer:
+        fingerprints["[format] tokenizer"] = [("tokenizer.json", tokenizer.sha256)]
+    return Plan(recipe, found, tokenizer, fingerprints)
+
+
+def built(planned: Plan, store: Store) -> Mixture | None:
+    """The version that was made from just these inputs by this prefmix, if there is one and its files are there."""
+    name = planned.recipe.name
+    for label in reversed(store.versions(name)):
+        mixture = store.find(name, label)
+        manifest = mixture.manifest
+        same = (manifest["recipe_digest"], manifest["fingerprints"], manifest["tools"]["prefmix"]) == (
+            planned.recipe_digest, _fingerprint(planned), version("prefmix"))  # fmt: skip
+        if same and mixture.is_whole():
+            return mixture
+    return None
+
+
+def curate(planned: Plan, limit: int | None = None, progress: Progress = _silent) -> Curated:
+    """Runs the stages in memory. `limit` reads only the first rows of each source: for a look, never for a version."""
+    recipe = planned.recipe
+    rows = _read(planned, limit, progress)
+    audited: dict[str, Any] = {}
+    for number, kind in enumerate(rows):
+        progress("filter", number, len(rows))
+        rows[kind] = filters.apply(rows[kind].lazy(), recipe.filter, kind).collect()
+        rows[kind] = chatml.with_system(rows[kind].lazy(), kind, recipe.format.system).collect()
+        if planned.tokenizer and (limits := filters.in_tokens(recipe.filter, kind)):
+            rows[kind] = mark(_count_alive(rows[kind], kind, planned, progress).lazy(), limits).collect()
+    progress("filter", len(rows), len(rows))
+    progress("dedupe", 0, 1)
+    lazy = dedupe.exact({kind: frame.lazy() for kind, frame in rows.items()}, recipe.dedupe)
+    rows = {kind: frame.collect() for kind, frame in lazy.items()}
+    progress("dedupe", 1, 1)
+    kept = {}
+    for number, kind in enumerate(rows):
+        progress("mix", number, len(rows))
+        audited |= audit.report(rows[kind].lazy(), recipe.filter, kind)
+        rows[kind] = mix.sample(rows[kind].lazy(), kind, recipe.sources, recipe.mix, recipe.seed).collect()
+        kept[kind] = mix.split(rows[kind].lazy(), kind, recipe.splits, recipe.seed)
+        if planned.tokenizer and "prompt_tokens" not in kept[kind].columns:
+            kept[kind] = tokens.count(kept[kind], kind, planned.tokenizer, lambda done, of: progress("tokens", done, of))
+    progress("mix", len(rows), len(rows))
+    curated = Curated(planned, rows, kept, audited)
+    _check(curated)
+    return curated
+
+
+def publish(curated: Curated, store: Store, progress: Progress = _silent) -> Mixture:
+    """Writes the mixture into the store: as a whole, or not at all."""
+    if not any(frame.height for frame in curated.kept.values()):
+        dropped = ", ".join(f"{r} {n:,}" for stage in curated.funnel() for r, n in stage["dropped"].items())
+        raise BuildError(f"No row is left to write. Dropped: {dropped or 'nothing; the sources have no rows'}.")
+    try:
+        with store.staging(curated.plan.recipe.name) as folder:
+            return store.publish(folder, _write(curated, folder, progress))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise BuildError(f"{store.root} cannot be written: {error.strerror}. Make room, or give another --store; "
+                         f"nothing was left behind.") from error  # fmt: skip
+
+
+def _write(curated: Curated, folder: Path, progress: Progress) -> dict[str, Any]:
+    planned, recipe = curated.plan, curated.plan.recipe
+    subsets: dict[str, dict[str, Any]] = {}
+    schemas, digests = {}, {}
+    total = sum(int(frame["copies"].sum()) for frame in curated.kept.values())
+    done = 0
+    for kind in (kind for kind in KINDS if kind in curated.kept and curated.kept[kind].height):
+        schemas[kind] = columns(kind, recipe.format.layout, planned.tokenizer is not None)
+        subsets[kind], by_split = {}, {}
+        for split in ("train", *recipe.splits):
+            part = mix.ordered(curated.kept[kind].filter(pl.col("split") == split), kind, recipe.seed)
+            if part.height:
+                progress("write", done, total)
+                subsets[kind][split], by_split[split] = write_split(folder, kind, split, part, schemas[kind])
+                done += part.height
+        digests[kind] = by_split
+    progress("write", total, total)
+    manifest = _manifest(curated, subsets, mixture_digest(schemas, digests))
+    (folder / "drops").mkdir()
+    _ledger(curated).write_parquet(folder / "drops" / "drops.parquet")
+    _changes(curated).write_parquet(folder / "drops" / "changes.parquet")
+    write_durably(folder / "recipe.toml", recipe.to_toml(planned.revisions))
+    write_durably(folder / "README.md", card.card(manifest))
+    manifest["records"] = recorded(folder, ("drops/drops.parquet", "drops/changes.parquet", "recipe.toml", "README.md"))
+    return manifest
+
+
+def _manifest(curated: Curated, subsets: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    planned, recipe = curated.plan, curated.plan.recipe
+    fingerprints = _fingerprint(planned)
+    identity = json.dumps([digest, planned.recipe_digest, fingerprints])
+    dropped = curated.dropped()
+    entries: dict[str, Any] = {}
+    for name, source in planned.sources.items():
+        frame = next(frame for kind, frame in curated.rows.items() if kind == source.kind)
+        own = frame.filter(pl.col("source") == name)
+        by_file = dict(own.group_by("source_file").len().rows())
+        spec = recipe.sources[name]
+        entries[name] = {
+            "format": source.format, "kind": source.kind,
+            **({"hub": spec.hub} if spec.hub else {"path": spec.path}),
+            "revision": source.revision, "licence": _licence(spec),
+            "files": [{"path": file, "sha256": sha, "rows": by_file.get(file, 0)} for file, sha in planned.fingerprints[name]],
+            "read": own.height, "kept": own.filter(ALIVE).height, "dropped": dropped[name],
+        }  # fmt: skip
+    loaded = planned.tokenizer
+    return {
+        "format": 1, "name": recipe.name, "build": sha256(identity.encode()).hexdigest()[:12], "digest": digest,
+        "recipe_digest": planned.recipe_digest, "fingerprints": fingerprints, "seed": recipe.seed,
+        "license": recipe.license or card.strictest(entry["licence"] for entry in entries.values()),
+        "subsets": subsets, "sources": entries, "funnel": curated.funnel(), "audit": curated.audit, "contamination": {},
+        "tokenizer": loaded and {"name": loaded.name, "revision": loaded.revision, "sha256": loaded.sha256, "added": loaded.added},
+        "tools": {name: version(name) for name in ("prefmix", "polars", "pyarrow", "tokenizers")},
+    }  # fmt: skip
+
+
+def _read(planned: Plan, limit: int | None, progress: Progress) -> dict[Kind, pl.DataFrame]:
+    """The rows of all sources by kind; `source` becomes an Enum in the order of the recipe, which is their priority."""
+    priority = pl.Enum(list(planned.sources))
+    frames: dict[Kind, list[pl.DataFrame]] = {}
+    for number, (name, source) in enumerate(planned.sources.items()):
+        progress("read", number, len(planned.sources))
+        frame = source.read(planned.recipe.seed, limit)
+        frame = frame.with_columns(pl.col("source").cast(priority), changes=pl.lit(None, pl.List(CHANGE)))
+        frames.setdefault(source.kind, []).append(frame)
+    progress("read", len(planned.sources), len(planned.sources))
+    return {kind: pl.concat(frames[kind]) for kind in KINDS if kind in frames}
+
+
+def _count_alive(rows: pl.DataFrame, kind: Kind, planned: Plan, progress: Progress) -> pl.DataFrame:
+    """The rows with token counts, null for those that are dropped already."""
+    assert planned.tokenizer is not None
+    indexed = rows.with_row_index("_index")
+    alive = indexed.filter(ALIVE)
+    counted = tokens.count(alive, kind, planned.tokenizer, lambda done, of: progress("tokens", done, of))
+    names = [name for name in counted.columns if name not in indexed.columns]
+    return indexed.join(counted.select("_index", *names), on="_index", how="left", maintain_order="left").drop("_index")
+
+
+def _check(curated: Curated) -> None:
+    read: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    for frame in curated.rows.values():
+        read |= dict(frame.group_by(pl.col("source").cast(pl.String)).len().rows())
+    for frame in curated.kept.values():
+        kept |= dict(frame.group_by(pl.col("source").cast(pl.String)).len().rows())
+    check_conservation(read, kept, {source: sum(reasons.values()) for source, reasons in curated.dropped().items()})
+
+
+def _ledger(curated: Curated) -> pl.DataFrame:
+    parts = pl.concat(ledger(frame.lazy(), kind) for kind, frame in curated.rows.items()).collect()
+    return parts.sort("kind", "source", "source_row")
+
+
+def _changes(curated: Curated) -> pl.DataFrame:
+    parts = [
+        frame.lazy().filter(pl.col("changes").is_not_null()).select("id", *ORIGIN, "changes", kind=pl.lit(kind))
+        .explode("changes", empty_as_null=False).unnest("changes")
+        .select(pl.col(name).cast(dtype) for name, dtype in CHANGES.items())
+        for kind, frame in curated.rows.items()
+    ]  # fmt: skip
+    return pl.concat(parts).collect().sort("kind", "source", "source_row")
+
+
+def _fingerprint(planned: Plan) -> str:
+    """64 hex digits over the content of every input file."""
+    return sha256(json.dumps({name: sorted(files) for name, files in planned.fingerprints.items()}).encode()).hexdigest()
+
+
+def _licence(spec: Any) -> str:
+    return spec.license or card.KNOWN_LICENCES.get(spec.hub, card.UNKNOWN)
+
+
+def _refuse_what_is_not_there(recipe: Recipe) -> None:
+    if recipe.dedupe.near is not None:
+        raise UsageError("dedupe.near: near-duplicates are not part of this version of prefmix. Remove the key to build.")
+    if recipe.decontaminate.suites or recipe.decontaminate.against:
+        raise UsageError("decontaminate: decontamination is not part of this version of prefmix. Remove its suites and "
+                         "[decontaminate.against] to build.")  # fmt: skip
+    if pl.select(pl.lit(recipe.format.system).str.contains(chatml.SPECIAL_TOKENS)).item():
+        raise UsageError("format.system: the default system message holds a special token of a chat template.")

@@ -1,0 +1,312 @@
+"""The files of a source: which ones a pattern means, what is in them, and their rows as Polars frames.
+
+Parquet, Arrow IPC (file and stream), JSON lines, JSON arrays and CSV; the text formats may be compressed (.gz, .zst).
+Every failure is a SourceError that names the file and what to do. A bad record in a text file is no failure: its row
+says what is wrong with it (see rows.py).
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from prefmix import records
+from prefmix.errors import SourceError
+from prefmix.rows import FAULT, RAW, frame, infer
+
+FILE_TYPES = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".ipc": "arrow",
+    ".feather": "arrow",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_KNOWN = ".parquet, .arrow, .jsonl, .json, .csv (the last three also with .gz or .zst)"
+#: Files beside the data that describe it, by the names that Hugging Face tools and prefmix give them.
+_METADATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"} | {
+    "mixture.json",
+    "versions.json",
+}
+_MIXTURE_SUBSETS = ("preference", "sft")
+_SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SAMPLE_ROWS = 1000
+
+
+def find_files(patterns: str | Sequence[str], root: Path, split: str | None = None) -> list[Path]:
+    """The data files that some patterns mean, relative to `root`: each once, in sorted path order.
+
+    A pattern is a file, a folder (all data files below it) or a glob (`**` for any folders). Hidden files do not count;
+    of a prefmix mixture only the rows do. `split` keeps the files of one split by the names Hugging Face gives them.
+
+    Raises:
+        SourceError: a pattern matches no data file, or none of the split.
+    """
+    found: dict[str, Path] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        base, paths = _expand(pattern, root)
+        if split is not None:
+            below = {path: os.path.relpath(path, base) for path in paths}
+            paths = [path for path in paths if in_split(Path(below[path]).as_posix(), split)]
+            if not paths:
+                raise SourceError(
+                    f'{pattern}: no file of the split "{split}" among {_listing(below.values())}: '
+                    "name one that is there, or leave `split` out"
+                )
+        for path in paths:
+            found[os.path.abspath(path)] = path
+    return sorted(found.values(), key=lambda path: relative_name(path, root))
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """A file's name as recorded: relative to the recipe's folder, with forward slashes."""
+    return Path(os.path.relpath(path, root)).as_posix()
+
+
+def in_split(name: str, split: str) -> bool:
+    """Whether a file belongs to a split by its name: the word stands in its path between `-._ `, digits or slashes.
+
+    Example: `data/train-00000-of-00001.parquet`, `train_prefs.jsonl` and `sft/train/0.arrow` are in "train".
+    """
+    words = "|".join(re.escape(word) for word in _SPLIT_WORDS.get(split, (split,)))
+    return re.search(rf"(?:^|[-._ 0-9/])(?:{words})(?:[-._ 0-9/]|$)", name) is not None
+
+
+def is_data_file(name: str) -> bool:
+    """Whether a file name is one that is read when its folder is named."""
+    path = Path(name)
+    hidden = any(part.startswith(".") and part not in (".", "..") for part in path.parts)
+    return not hidden and path.name not in _METADATA and _type_of(path) is not None
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of the content, read in full each time: a time stamp says nothing about content."""
+    with _reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_csv(path: Path) -> bool:
+    """Whether every column of the file is text."""
+    return _file_type(path)[0] == "csv"
+
+
+def schema(path: Path) -> dict[str, pl.DataType]:
+    """The columns of a file. Of a text file: the keys of its first rows, each with the type that most values have.
+
+    Raises:
+        SourceError: the file cannot be read, is empty, or has no record that can be parsed.
+    """
+    with _reading(path):
+        kind, _ = _file_type(path)
+        if path.stat().st_size == 0:
+            raise SourceError(f"{path}: the file is empty: remove it, or fetch it again")
+        if kind in ("parquet", "arrow"):
+            rows = _scan(path, kind)
+            if not rows.select(pl.len()).collect().item():
+                raise SourceError(f"{path}: the file has no rows: remove it, or fetch it again")
+            return dict(rows.collect_schema())
+        if kind == "csv":
+            with _open(path) as stream:
+                return dict.fromkeys(records.csv_header(stream), pl.String())
+        return _sampled_schema(path)
+
+
+def count_rows(path: Path) -> int | None:
+    """Rows by a file's metadata; None where counting would mean reading."""
+    with _reading(path):
+        kind, _ = _file_type(path)
+        if kind in ("parquet", "arrow"):
+            return _scan(path, kind).select(pl.len()).collect().item()
+    return None
+
+
+def read(
+    path: Path, wanted: Mapping[str, pl.DataType], others: Collection[str] | None = (), limit: int | None = None
+) -> pl.DataFrame:
+    """All rows of a file in their order, or the first `limit`.
+
+    Columns: those of `wanted` that the file has (in text files with exactly that type), those of `others` (None: all
+    there are) as they are, FAULT and RAW. A record of a text file that cannot be parsed, or has a value of a type that
+    is not wanted, has null columns and says so in FAULT (JSON); RAW is its text.
+
+    Raises:
+        SourceError: the file cannot be read; in a JSON file, not one record can be parsed.
+    """
+    with _reading(path):
+        kind, _ = _file_type(path)
+        if kind in ("parquet", "arrow"):
+            rows = _scan(path, kind)
+            names = [name for name in rows.collect_schema() if others is None or name in wanted or name in others]
+            rows = rows.select(names) if limit is None else rows.select(names).head(limit)
+            return rows.collect().with_columns(pl.lit(None, pl.String).alias(FAULT), pl.lit(None, pl.String).alias(RAW))
+        chunks = _chunks(path) if limit is None else _first(_chunks(path), limit)
+        rows = frame(chunks, wanted, others, numerals=kind == "csv")
+        if rows.is_empty():
+            raise SourceError(f"{path}: the file has no rows: remove it, or fetch it again")
+        return rows
+
+
+def _chunks(path: Path) -> Iterator[records.Chunk]:
+    """The records of a text file; raises if not one of a JSON file can be parsed."""
+    kind, _ = _file_type(path)
+    with _open(path) as stream:
+        if kind == "csv":
+            yield from records.csv_rows(stream)
+            return
+        if kind == "jsonl":
+            chunks = records.json_lines(stream)
+        else:
+            data = stream.read()
+            lines = records.is_json_lines(data)
+            chunks = records.json_lines(pa.BufferReader(data)) if lines else records.json_array(data)
+        parsed, first_fault = False, None
+        for chunk in chunks:
+            parsed = parsed or len(chunk.faults) < len(chunk.rows)
+            first_fault = first_fault or next(iter(chunk.faults.values()), None)
+            yield chunk
+    if first_fault and not parsed:
+        what = "JSON lines" if kind == "jsonl" else "JSON objects"
+        raise records.Unreadable(
+            f"it is not {what}: line {first_fault['line']}: {first_fault['error']}: "
+            "each row must be one JSON object; rename the file if it is of another type"
+        )
+
+
+def _first(chunks: Iterator[records.Chunk], limit: int) -> Iterator[records.Chunk]:
+    left = limit
+    for chunk in chunks:
+        if left < len(chunk.rows):
+            del chunk.rows[left:], chunk.lines[left:]
+            chunk.faults = {place: fault for place, fault in chunk.faults.items() if place < left}
+            chunk.raw = {place: raw for place, raw in chunk.raw.items() if place < left}
+        left -= len(chunk.rows)
+        yield chunk
+        if left <= 0:
+            return
+
+
+def _sampled_schema(path: Path) -> dict[str, pl.DataType]:
+    """Keys and types by the first records of a JSON file."""
+    values: dict[str, list[object]] = {}
+    rows = (row for chunk in _chunks(path) for place, row in enumerate(chunk.rows) if place not in chunk.faults)
+    sample = list(islice(rows, _SAMPLE_ROWS))
+    if not sample:
+        raise SourceError(f"{path}: the file has no rows: remove it, or fetch it again")
+    for row in sample:
+        for key, value in row.items():
+            values.setdefault(key, []).append(value)
+    return {key: infer(column) for key, column in values.items()}
+
+
+def _expand(pattern: str, root: Path) -> tuple[Path, list[Path]]:
+    """The folder that was searched and the data files found in it."""
+    path = root / pattern
+    if path.is_file():
+        _file_type(path)
+        return path.parent, [path]
+    if path.is_dir():
+        folders = [path / subset for subset in _MIXTURE_SUBSETS] if (path / "mixture.json").is_file() else [path]
+        below = [each for folder in folders for each in folder.rglob("*") if each.is_file()]
+        paths = [each for each in below if is_data_file(os.path.relpath(each, path))]
+        if not paths:
+            raise SourceError(f"{pattern}: no data files in the folder {path}: prefmix reads {_KNOWN}")
+        return path, paths
+    base = root.joinpath(*_fixed_parts(pattern))
+    matches = [Path(each) for each in glob.glob(str(path), recursive=True)] if glob.has_magic(pattern) else []
+    paths = [each for each in matches if each.is_file() and is_data_file(each.name)]
+    if paths:
+        return base, paths
+    if matches:
+        raise SourceError(f"{pattern}: no data file among {_listing(each.name for each in matches)}: prefmix reads {_KNOWN}")
+    raise SourceError(f"{pattern}: no such file, searched in {base}{_near(pattern, base)}: correct `path`")
+
+
+def _fixed_parts(pattern: str) -> list[str]:
+    """The folders of a pattern before its first wildcard; its own name is not among them."""
+    parts = Path(pattern).parts[:-1]
+    return list(parts[: next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))])
+
+
+def _near(pattern: str, base: Path) -> str:
+    """Names like the one that was asked for, for an error message."""
+    while not base.is_dir() and base != base.parent:
+        base = base.parent
+    names = sorted(each.name for each in base.iterdir() if not each.name.startswith(".")) if base.is_dir() else []
+    near = get_close_matches(Path(pattern).name, names, n=3, cutoff=0.5) or names[:5]
+    return f" (there: {', '.join(near)})" if near else " (the folder is empty)"
+
+
+def _listing(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _type_of(path: Path) -> tuple[str, str | None] | None:
+    suffix = path.suffix.lower()
+    compression = COMPRESSIONS.get(suffix)
+    kind = FILE_TYPES.get(path.with_suffix("").suffix.lower() if compression else suffix)
+    if kind is None or (compression and kind in ("parquet", "arrow")):
+        return None
+    return kind, compression
+
+
+def _file_type(path: Path) -> tuple[str, str | None]:
+    if (known := _type_of(path)) is None:
+        raise SourceError(f"{path}: unknown file type: prefmix reads {_KNOWN}; rename or convert the file")
+    return known
+
+
+def _scan(path: Path, kind: str) -> pl.LazyFrame:
+    if kind == "parquet":
+        return pl.scan_parquet(path, glob=False, hive_partitioning=False)
+    with path.open("rb") as file:
+        is_file = file.read(6) == b"ARROW1"
+    if is_file:
+        return pl.scan_ipc(path, glob=False, hive_partitioning=False)
+    return pl.read_ipc_stream(path).lazy()
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[records.Stream]:
+    _, compression = _file_type(path)
+    with path.open("rb") as file:
+        yield pa.CompressedInputStream(file, compression) if compression else file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what the readers raise into a SourceError that names the file and what to do."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except records.Unreadable as error:
+        raise SourceError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file: it was there a moment ago, or is a broken link") from None
+    except PermissionError:
+        raise SourceError(f"{path}: permission denied: make the file readable") from None
+    except IsADirectoryError:
+        raise SourceError(f"{path}: a folder, not a file: end the pattern with /* to mean the files in it") from None
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(
+            f"{path}: the file is truncated, corrupt or not what its name says ({reason}): fetch or write it again"
+        ) from error
