@@ -27,7 +27,7 @@ from prefmix.errors import BuildError, UsageError
 from prefmix.ledger import ALIVE, CHANGES, check_conservation, ledger, mark
 from prefmix.mixture import Mixture, columns, recorded, write_split
 from prefmix.recipe import Recipe, load_recipe
-from prefmix.schema import CHANGE, KINDS, ORIGIN, Kind
+from prefmix.schema import KINDS, NO_CHANGES, ORIGIN, Kind
 from prefmix.sources import Source
 from prefmix.store import Store, write_durably
 
@@ -241,7 +241,7 @@ def _read(planned: Plan, limit: int | None, progress: Progress) -> dict[Kind, pl
     for number, (name, source) in enumerate(planned.sources.items()):
         progress("read", number, len(planned.sources))
         frame = source.read(planned.recipe.seed, limit)
-        frame = frame.with_columns(pl.col("source").cast(priority), changes=pl.lit(None, pl.List(CHANGE)))
+        frame = frame.with_columns(pl.col("source").cast(priority), NO_CHANGES)
         frames.setdefault(source.kind, []).append(frame)
     progress("read", len(planned.sources), len(planned.sources))
     return {kind: pl.concat(frames[kind]) for kind in KINDS if kind in frames}
@@ -274,7 +274,7 @@ def _ledger(curated: Curated) -> pl.DataFrame:
 
 def _changes(curated: Curated) -> pl.DataFrame:
     parts = [
-        frame.lazy().filter(pl.col("changes").is_not_null()).select("id", *ORIGIN, "changes", kind=pl.lit(kind))
+        frame.lazy().filter(pl.col("changes").list.len() > 0).select("id", *ORIGIN, "changes", kind=pl.lit(kind))
         .explode("changes", empty_as_null=False).unnest("changes")
         .select(pl.col(name).cast(dtype) for name, dtype in CHANGES.items())
         for kind, frame in curated.rows.items()

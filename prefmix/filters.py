@@ -17,15 +17,24 @@ from prefmix.schema import CHANGE, CONTENT, PARTS, ROLE, Kind, answers, contents
 
 MARGIN = pl.col("chosen_score") - pl.col("rejected_score")
 
-# A refusal opens the answer: searched anywhere, "I'm sorry to hear that ..." would count two to ten times as often.
-_CANNOT = r"(?:can ?no[tn]|can't|cannot|could ?n[o']t|couldn't|won't|will not|am unable|'m unable|unable|am not able|'m not able|not able|not comfortable|not allowed|not permitted|do not feel|don't feel)"
-_DEEDS = r"(?:assist|help|provide|fulfil|comply|answer|engage|create|generate|write|discuss|support|offer|give|do that|do this|complete|continue|produce|participate|condone|recommend|advise|share|tell|suggest|encourage|promote|respond)"
+# A refusal opens the answer: searched anywhere, "I'm sorry to hear that ..." would count two to ten times as often. It
+# names what will not be done ("we cannot determine the angle" is an answer), or an AI that says what it lacks.
+_CANNOT = (
+    r"(?:can(?:'|’)?t|can ?not|could(?:n(?:'|’)t| not)|won(?:'|’)t|will not|(?:am |are |'m |’m |'re )?(?:unable|not (?:able|"
+    r"comfortable|allowed|permitted))|(?:do not|don(?:'|’)t) (?:feel comfortable|have the ability))"
+)
+_DEEDS = (
+    r"(?:answer|assist|help|provide|fulfill?|comply|engage|create|generate|write|compose|discuss|support|offer|give|do"
+    r"|complete|continue|produce|participate|condone|recommend|advise|share|tell|suggest|encourage|promote|respond|make|display)"
+)
+_AN_AI = r"an? (?:[\w-]+ ){0,2}(?:ai|a\.i\.|artificial intelligence|language model|chatbot)\b"
 REFUSAL = (
-    r"(?i)^\W*(?:(?:hi|hello|hey)[^.!\n]{0,20}[.!,]\s+)?(?:"
-    r"(?:i(?:'m| am) |we(?:'re| are) )?(?:(?:so|very|really|truly) )?(?:sorry|apologi[sz]e|my apologies|apologies|unfortunately|i regret)\b"
-    rf"[^.!?\n]{{0,100}}?\b{_CANNOT}\b"
-    rf"|i (?:am )?{_CANNOT} (?:to )?(?:\w+ly )?{_DEEDS}\b"
-    r"|(?:(?:i'm|i am) (?:just |only )?|as |being )an? (?:\w+ )?(?:ai|a\.i\.|artificial intelligence|(?:large )?language model|chatbot)\b"
+    r"(?i)^\W*(?:(?:hi|hello|hey)\b[^.!\n]{0,20}[.!,]\s+)?(?:"
+    r"(?:(?:i|we)(?:'m|’m| am|'re| are) )?(?:(?:so|very|really|truly) )?(?:sorry|apologi[sz]e|my apologies|apologies|unfortunately|i regret)\b"
+    rf"[^.!?\n]{{0,80}}?\b(?:i|we) ?{_CANNOT} (?:to |with )?(?:\w+ly )?{_DEEDS}\b"
+    rf"|i ?{_CANNOT} (?:to )?(?:\w+ly )?{_DEEDS}\b"
+    rf"|(?:as|being|i(?:'m|’m| am)(?: just| only)?) {_AN_AI}[^.!?\n]{{0,80}}?\b(?:i|my)\b[^.!?\n]{{0,30}}?"
+    r"\b(?:don(?:'|’)t|do not|can(?:'|’)?t|can ?not|am not|not able|am unable|unable|lack|have no|won(?:'|’)t|will not|not have|not capable)\b"
     r")"
 )
 #: "I have no access to real-time data": honest, not a refusal, a class of its own.

@@ -26,6 +26,7 @@ ORIGIN = {"source": pl.String, "source_file": pl.String, "source_row": pl.Int64}
 MARKS = {"reason": pl.String, "detail": pl.String, "kept_id": pl.String}
 #: What was done to a row that stays (a swap, a strip), with JSON evidence.
 CHANGE = pl.Struct({"change": pl.String, "detail": pl.String})
+NO_CHANGES = pl.lit([], pl.List(CHANGE)).alias("changes")
 #: Contents by kind, in the order in which the row id reads them.
 PARTS: dict[Kind, tuple[str, ...]] = {"preference": ("prompt", "chosen", "rejected"), "sft": ("messages",)}
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
-from prefmix.recipe import Recipe
-from prefmix.recipe_problems import Schema, expected, inlined, merged, shown, tables
+from prefmix.recipe.model import Recipe
+from prefmix.recipe.problems import Schema, alternatives_of, expected, inlined, merged, shown, tables
 
 
 class _WithoutTitles(GenerateJsonSchema):
@@ -42,13 +42,13 @@ def _section(alternatives: list[Schema]) -> str:
     rows = []
     for key, value in merged(alternatives).items():
         holders = [member for member in alternatives if key in member["properties"]]
-        if "properties" in value or _holds_tables(value):
+        if all(any(tables(member, "inner")) for member in alternatives_of(value)):
             continue  # a section of its own
         meaning = value["description"].replace("|", "\\|")
         if len(holders) < len(alternatives):
             meaning = f"({', '.join(member['properties']['method']['const'] for member in holders)}) {meaning}"
-        default = "required" if key in holders[0].get("required", []) else _default(value)
-        rows.append(f"| `{key}` | {expected(value).replace('|', chr(92) + '|')} | {default} | {meaning} |")
+        defaults = dict.fromkeys(_default(key, member) for member in holders)
+        rows.append(f"| `{key}` | {expected(value).replace('|', chr(92) + '|')} | {' / '.join(defaults)} | {meaning} |")
     texts = [member["description"] for member in alternatives]
     if len(alternatives) > 1:
         texts = [f"`{member['properties']['method']['const']}`: {member['description']}" for member in alternatives]
@@ -57,12 +57,10 @@ def _section(alternatives: list[Schema]) -> str:
     )
 
 
-def _holds_tables(value: Schema) -> bool:
-    return any(header for header, _ in tables(value, "inner")) and "anyOf" not in value
-
-
-def _default(value: Schema) -> str:
-    default = value.get("default")
+def _default(key: str, table: Schema) -> str:
+    if key in table.get("required", []):
+        return "required"
+    default = table["properties"][key].get("default")
     if default is None:
         return ""
     if isinstance(default, dict):

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from prefmix.recipe_problems import Finding, nearest
-from prefmix.toml_lines import KeyPath
+from prefmix.recipe.problems import Finding, nearest
+from prefmix.recipe.toml_lines import KeyPath
 
+SUBSETS = {"dpo": "preference", "sft": "sft"}
 DPO_KEYS = ("beta", "loss", "loss_weights", "label_smoothing")
 SMOOTHED_LOSSES = ("robust", "exo_pair", "aot", "aot_unpaired")
 SPLIT_NAMES_TAKEN = {"train": "it is the rest", "all": "`datasets` reads it as every split"}
@@ -60,8 +61,8 @@ def _filter(rules: dict[str, Any], format_: dict[str, Any]) -> Iterator[Finding]
         {"answer": value} if type(value) is int else value if isinstance(value, dict) else {}
         for value in (rules.get("min_chars"), rules.get("max_chars"))
     )
-    for part in least.keys() & most.keys():
-        low, high = least[part], most[part]
+    for part in ("prompt", "answer", "total"):
+        low, high = least.get(part), most.get(part)
         if type(low) is int and type(high) is int and low > high:
             yield Finding(("filter", "min_chars"), f"above `max_chars`: no {part} has {low} to {high} characters")
 
@@ -105,9 +106,13 @@ def _train(train: dict[str, Any]) -> Iterator[Finding]:
         name = stage.get("name")
         if isinstance(name, str) and first.setdefault(name, index) != index:
             yield Finding((*path, "name"), f'an earlier stage is called "{name}" too')
-        if stage.get("method") == "sft":
+        method, subset = stage.get("method"), stage.get("subset")
+        reads = SUBSETS.get(method) if isinstance(method, str) else None
+        if reads and subset != reads and subset in SUBSETS.values():
+            yield Finding((*path, "subset"), f"{method} reads the {reads} subset")
+        if method == "sft":
             yield from (Finding((*path, key), "only dpo stages have it") for key in DPO_KEYS if key in stage)
-        elif stage.get("method") == "dpo":
+        elif method == "dpo":
             if "if_needed" in stage:
                 yield Finding((*path, "if_needed"), "only sft stages have it")
             yield from _losses(path, stage)

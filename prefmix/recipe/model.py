@@ -1,26 +1,21 @@
-"""The recipe: what a mixture is made of and how, written in TOML, checked here, frozen from here on.
+"""The keys of a recipe, with their limits, defaults and meanings.
 
-The models below are the list of keys: docs/recipes.md, the JSON Schema and the error messages are made from them.
-`load_recipe` reads a file, `Recipe.digest` names what it asks for, `Recipe.to_toml` spells it out.
+docs/recipes.md, the JSON Schema and the error messages are made from these models: a key exists when it is here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from prefmix.errors import Problem, RecipeError
-from prefmix.recipe_checks import contradictions
-from prefmix.recipe_problems import Finding, dotted, explain, nearest
-from prefmix.toml_lines import KeyPath, key_lines, parse_override, set_value
+from prefmix.recipe.checks import contradictions
+from prefmix.recipe.problems import dotted
 
 Text = Annotated[str, Field(min_length=1)]
 #: A recipe or stage is also a folder.
@@ -33,6 +28,8 @@ HubName = Annotated[str, Field(pattern=r"^[\w.-]+(/[\w.-]+)?$")]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0)]
+#: Tables whose order means nothing have one order, so that nothing downstream can depend on it.
+Sorted = AfterValidator(lambda table: dict(sorted(table.items())))
 Rule = Literal["drop", "report", "off"]
 Loss = Literal[
     "sigmoid",
@@ -89,7 +86,7 @@ class Source(Keys):
         "survive, chosen by a hash of their ids.",
     )
     repeat: Positive = Field(1, description="How many times each row is in the mixture.")
-    license: Text | None = Field(None, description="Licence of the data, where it is not known from the Hub.")
+    license: Text | None = Field(None, description="Licence of the data. Absent: what prefmix knows of the data set.")
     options: dict[Text, str | int | float | bool] = Field(
         {}, description="Settings of the format; see `prefmix sources`."
     )
@@ -141,7 +138,9 @@ class Filter(Keys):
     languages: list[Language] = Field(
         [], description='Drop rows in other languages (ISO 639-1): `["en"]`. Empty: keep all.'
     )
-    min_score: float | None = Field(None, description="Drop pairs whose chosen answer scores less.")
+    min_score: float | None = Field(
+        None, description="Drop pairs whose chosen answer scores less. Pairs without scores stay."
+    )
     min_chars: CharLimit | None = Field(
         None, description="Drop shorter rows: one number for each answer, or { prompt, answer, total }."
     )
@@ -176,7 +175,10 @@ RULES = (
 
 
 class Near(Keys):
-    """Near-duplicates: MinHash proposes, the exact Jaccard similarity of the sets of distinct shingles decides."""
+    """Near-duplicates are dropped too; `near = {}` takes the defaults, without `near` nothing is compared.
+
+    MinHash proposes pairs, the exact Jaccard similarity of the sets of distinct shingles decides.
+    """
 
     threshold: float = Field(0.8, gt=0, le=1, description="Jaccard similarity from which two rows are duplicates.")
     shingle: Positive = Field(5, description="Length of a shingle, in `shingle_unit`s.")
@@ -197,7 +199,7 @@ class Dedupe(Keys):
         "pair", description='Drop rows with equal contents ("pair") or with equal prompts ("prompt").'
     )
     prompt_cap: Positive | None = Field(None, description="Keep at most this many pairs of one prompt.")
-    near: Near | None = Field(None, description="Drop near-duplicates too; `{}` takes the defaults. Absent: off.")
+    near: Near | None = Field(None, description="Near-duplicates.")
     across: bool = Field(False, description="Also drop an sft row that repeats a preference row.")
 
 
@@ -219,7 +221,9 @@ class Decontaminate(Keys):
 
     ngram: Positive = Field(13, description="Words in a row that must agree.")
     suites: list[Text] = Field([], description="Benchmarks by name; prefmix/data/suites.toml has them.")
-    against: dict[SourceName, Against] = Field({}, description="Benchmarks of your own, by a name of your choice.")
+    against: Annotated[dict[SourceName, Against], Sorted] = Field(
+        {}, description="Benchmarks of your own, by a name of your choice."
+    )
     answers: bool = Field(False, description="Search the answers as well as the prompt.")
 
 
@@ -242,11 +246,12 @@ class Mix(Keys):
     """How much of each source. Without shares everything that survives is kept."""
 
     preference: dict[SourceName, Share] | None = Field(
-        None, description="Shares of the pairs by source, in any unit. A source that is not named has none."
+        None, description="Shares of the pairs by source, in any unit. Every source of pairs is named; 0 leaves it out."
     )
     sft: dict[SourceName, Share] | None = Field(None, description="Shares of the sft rows by source, likewise.")
     preference_rows: Positive | None = Field(
-        None, description="Number of pairs in all. Absent: as many as the scarcest source allows."
+        None,
+        description="Number of pairs in all. Absent: as many as the scarcest source allows, or all without shares.",
     )
     sft_rows: Positive | None = Field(None, description="Number of sft rows in all, likewise.")
     allow_repeat: bool = Field(False, description="Let rows of a scarce source repeat to reach the number of rows.")
@@ -278,6 +283,8 @@ class Stage(Keys):
     """One training stage; the next one starts from its adapter."""
 
     name: Name = Field(description="Name of the stage and of its folder.")
+    method: Literal["dpo", "sft"] = Field(description="How the stage trains.")
+    subset: Literal["preference", "sft"] = Field(description="The rows that the method reads.")
     epochs: float = Field(1.0, gt=0, description="Passes over the rows; may be a fraction.")
     max_steps: Positive | None = Field(None, description="Optimiser steps; wins over `epochs`.")
     rows: Positive | None = Field(None, description="Use at most this many rows.")
@@ -364,7 +371,7 @@ class Recipe(Keys):
     decontaminate: Decontaminate = Field(Decontaminate(), description="Text of benchmarks.")
     format: Format = Field(Format(), description="How rows are written.")
     mix: Mix = Field(Mix(), description="How much of each source.")
-    splits: dict[SplitName, Annotated[float, Field(ge=0, lt=1)]] = Field(
+    splits: Annotated[dict[SplitName, Annotated[float, Field(ge=0, lt=1)]], Sorted] = Field(
         {"test": 0.02},
         description="Shares of the rows held out, by split; the rest is `train`. 0 makes no such split.",
     )
@@ -415,111 +422,3 @@ def _without_nothing(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nothing(item) for key, item in value.items() if item is not None}
     return [_without_nothing(item) for item in value] if isinstance(value, list) else value
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe from a TOML file; each override is `a.b=c`, its value TOML or else text.
-
-    Raises RecipeError with everything that is wrong, each problem with its key and line (an override's problem names
-    the override).
-    """
-    text = _text(Path(path), str(path))
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(str(path), [_syntax_problem(str(error), text)]) from None
-    lines = key_lines(text)
-    set_by, problems = _override(data, overrides)
-    findings = list(contradictions(data))
-    if data.pop("path", None) is not None:
-        findings.append(Finding(("path",), "unknown key", "a source has it: [sources.<name>]"))
-    folder = Path(path).parent.resolve()
-    root = data.get("root", ".")
-    if isinstance(root, str):
-        root = (folder / root).resolve()
-    recipe = None
-    try:
-        recipe = Recipe.model_validate({**data, "root": root, "path": folder / Path(path).name})
-    except ValidationError as error:
-        told = {finding.path for finding in findings}
-        findings += [f for f in explain(error, Recipe.model_json_schema(), data) if f.path not in told]
-    problems += [_problem(finding, lines, set_by) for finding in findings]
-    if recipe is None or problems:
-        raise RecipeError(str(path), problems)
-    return recipe
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with prefmix, by name: in the wheel, or in a checkout of the repository."""
-    package = Path(__file__).parent
-    folders = (package / "data" / "recipes", package.parent / "recipes")
-    return {path.stem: path for folder in folders[::-1] for path in sorted(folder.glob("*.toml"))}
-
-
-def _text(path: Path, written: str) -> str:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        shipped = shipped_recipes()
-        hint = None
-        if close := nearest(path.name, beside, cutoff=0.75):
-            hint = f"did you mean {path.parent / close}?"
-        elif close := nearest(path.stem, shipped, cutoff=0.75):
-            hint = f"prefmix comes with {shipped[close]}"
-        raise RecipeError(written, [Problem("", "no such file", hint=hint)]) from None
-    except IsADirectoryError:
-        inside = ", ".join(sorted(file.name for file in path.glob("*.toml")))
-        raise RecipeError(
-            written, [Problem("", "a folder, not a recipe", hint=inside and f"it has {inside}")]
-        ) from None
-    except OSError as error:
-        raise RecipeError(written, [Problem("", f"cannot be read: {error.strerror}")]) from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise RecipeError(written, [Problem("", "not UTF-8", line, "save it as UTF-8")]) from None
-
-
-def _syntax_problem(message: str, text: str) -> Problem:
-    """tomllib's message, its line, and a hint for the most frequent mistake."""
-    match = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", message, re.DOTALL)
-    what, line = (match[1], int(match[2] or text.count("\n") + 1)) if match else (message, None)
-    written = text.split("\n")[line - 1] if line else ""
-    bare = re.fullmatch(r"\s*[\w.-]+\s*=\s*([A-Za-z][\w./-]*)\s*(?:#.*)?", written)
-    return Problem("", what, line, f'text needs quotes: "{bare[1]}"' if bare else None)
-
-
-def _override(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[KeyPath, str], list[Problem]]:
-    """Writes the overrides into `data`; gives which override set which key, and the problems on the way."""
-    set_by: dict[KeyPath, str] = {}
-    problems = []
-    for text in overrides:
-        try:
-            path, value = parse_override(text)
-            set_by[set_value(data, path, value)] = text
-        except ValueError as error:
-            problems.append(Problem("", f"--set {text}: {error}"))
-    return set_by, problems
-
-
-def _problem(finding: Finding, lines: Mapping[KeyPath, int], set_by: Mapping[KeyPath, str]) -> Problem:
-    """Adds where it comes from: the override that set the key or made its table, else the line of the key or its table."""
-    path, key = finding.path, dotted(finding.path)
-    table = next((path[:end] for end in range(1, len(path) + 1) if path[:end] not in lines), path)
-    for at, text in reversed(set_by.items()):
-        within = path[: len(at)] == at
-        if within or at[: len(table)] == table != path[:0]:
-            hint = finding.hint or (None if within else _meant(table, lines))
-            return Problem(key, f"--set {text}: {finding.message}", None, hint)
-    while path and path not in lines:
-        path = path[:-1]
-    return Problem(key, finding.message, lines.get(path), finding.hint)
-
-
-def _meant(table: KeyPath, lines: Mapping[KeyPath, int]) -> str | None:
-    """For a table that only an override has, the table of the file that was probably meant."""
-    beside = {dotted(other): other for other in lines if other[:-1] == table[:-1]}
-    close = nearest(dotted(table), beside)
-    return f"did you mean {close}?" if close else None

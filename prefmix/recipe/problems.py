@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from prefmix.toml_lines import KeyPath
+from prefmix.recipe.toml_lines import KeyPath
 
 Schema = dict[str, Any]
 
@@ -65,6 +65,8 @@ def explain(error: ValidationError, schema: Schema, data: object) -> list[Findin
         if not path or path in found:
             continue
         if kind == "extra_forbidden":
+            if _options(schema, path):
+                continue  # a key of an alternative of this table: the key that chooses between them is the problem
             hint, key = _known_key(path, schema)
             found[path] = Finding(path, "unknown key", hint)
             proposed |= {(*path[:-1], key)} if key else set()
@@ -72,8 +74,8 @@ def explain(error: ValidationError, schema: Schema, data: object) -> list[Findin
             choices = all("const" in member for member in _at(schema, path))
             hint = either(list(_words(_at(schema, path)))) if choices else _description(schema, path)
             found[path] = Finding(path, "missing", hint)
-        elif kind == "too_short":
-            found[path] = Finding(path, "needs at least one entry", _description(schema, path))
+        elif kind in ("too_short", "string_too_short"):
+            found[path] = Finding(path, "must not be empty", _description(schema, path))
         elif item["loc"][-1] == "[key]":
             rule = PATTERNS.get(item.get("ctx", {}).get("pattern", ""), "text that is not empty")
             found[path] = Finding(path, f"expected {rule} as the key")
@@ -103,7 +105,7 @@ def expected(schema: Schema) -> str:
     >>> expected({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}, {"type": "null"}]})
     'a whole number of at least 1 or "auto"'
     """
-    return either(list(_words(_members(schema))))
+    return either(list(_words(alternatives_of(schema))))
 
 
 def either(words: list[str]) -> str:
@@ -133,12 +135,12 @@ def _member_words(member: Schema, said: list[str]) -> list[str]:
         case "string" if "pattern" in member:
             return [PATTERNS.get(member["pattern"], f"text that matches {member['pattern']}")]
         case "string":
-            return ["text that is not empty" if member.get("minLength") else "text"]
+            return ["text"]
         case "object":
-            values = [word for entry in _entries(member) for word in _words(_members(entry))]
+            values = [word for entry in _entries(member) for word in _words(alternatives_of(entry))]
             return [f"a table, each value {either(values)}" if values else "a table"]
         case "array":
-            items = list(_words(_members(member["items"])))
+            items = list(_words(alternatives_of(member["items"])))
             return ["a list of them" if items == said else f"a list, each item {either(items)}"]
     return []
 
@@ -188,7 +190,7 @@ def tables(schema: Schema, name: str = "", array: bool = False) -> Iterator[tupl
 
     The header of the top is empty; a name that the user chooses is `<name>`.
     """
-    members = _members(schema)
+    members = alternatives_of(schema)
     if alternatives := [member for member in members if "properties" in member]:
         yield f"[[{name}]]" if array else f"[{name}]" if name else "", alternatives
         for key, value in merged(alternatives).items():
@@ -226,11 +228,11 @@ def inlined(schema: Schema) -> Schema:
     return inline(schema)
 
 
-def _members(schema: Schema) -> list[Schema]:
+def alternatives_of(schema: Schema) -> list[Schema]:
     """An inlined schema as a list of alternatives without null."""
     for union in ("anyOf", "oneOf"):
         if union in schema:
-            return [member for option in schema[union] for member in _members(option)]
+            return [member for option in schema[union] for member in alternatives_of(option)]
     return [] if schema.get("type") == "null" else [schema]
 
 
@@ -245,7 +247,7 @@ def _options(schema: Schema, path: KeyPath) -> list[Schema]:
     here = [schema]
     for part in path:
         inner: list[Schema] = []
-        for member in (member for option in here for member in _members(option)):
+        for member in (member for option in here for member in alternatives_of(option)):
             if isinstance(part, int):
                 inner += [member["items"]] if "items" in member else []
             elif part in member.get("properties", {}):
@@ -257,7 +259,7 @@ def _options(schema: Schema, path: KeyPath) -> list[Schema]:
 
 
 def _at(schema: Schema, path: KeyPath) -> list[Schema]:
-    return [member for option in _options(schema, path) for member in _members(option)]
+    return [member for option in _options(schema, path) for member in alternatives_of(option)]
 
 
 def _description(schema: Schema, path: KeyPath) -> str | None:

@@ -1,0 +1,204 @@
+"""From the rows of files to canonical rows: `where`, checks for nulls, the format's own reading, ids, `exclude`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from prefmix import files
+from prefmix.errors import SourceError
+from prefmix.ledger import Drop, mark
+from prefmix.rows import FAULT, RAW, raw_json, same_types
+from prefmix.schema import CANONICAL, MARKS, PARTS, with_ids
+from prefmix.sources.layout import NO_SCORES, Layout, cast, invalid
+
+FILE, ROW = "_file", "_row"
+_INVALID = pl.col("reason") == "source/invalid"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of one source are read. `renames`: column of the format -> column of the files."""
+
+    source: str
+    layout: Layout
+    renames: Mapping[str, str]
+    options: Mapping[str, Any]
+    where: str | None
+    excluded: pl.Series | None
+    meta: bool
+
+    @property
+    def wanted(self) -> dict[str, pl.DataType]:
+        """The columns of the files that the format reads, with the types it wants."""
+        return {self.renames.get(name, name): dtype for name, dtype in self.layout.types.items()}
+
+
+def upstream_rows(
+    reading: Reading, paths: Sequence[Path], names: Sequence[str], limit: int | None = None
+) -> pl.DataFrame:
+    """The rows of all files in the order given, or the first `limit`, with FILE, ROW, FAULT and RAW beside their columns."""
+    others = None if reading.meta else set(where_columns(reading))
+    wanted = reading.wanted
+    frames, count = [], 0
+    for path, name in zip(paths, names, strict=True):
+        left = None if limit is None else limit - count
+        if left == 0:
+            break
+        rows = files.read(path, wanted, others, left)
+        columns = [
+            cast(pl.col(each), dtype, wanted[each]).alias(each) if each in wanted else pl.col(each)
+            for each, dtype in rows.schema.items()
+        ]
+        row = pl.int_range(count, count + pl.len(), dtype=pl.Int64)
+        frames.append(rows.select(*columns, pl.lit(name).alias(FILE), row.alias(ROW)))
+        count += rows.height
+    return pl.concat(same_types(frames), how="diagonal")
+
+
+def canonical_rows(reading: Reading, upstream: pl.DataFrame, seed: int) -> pl.DataFrame:
+    """One canonical row for each row of `upstream`, in its order; nothing is removed.
+
+    Of several reasons the first counts: a record that cannot be parsed or has a value of the wrong type, `where`, what
+    does not fit the format, `exclude`. Invalid rows have null parts, and an id made of what they were.
+    """
+    layout = reading.layout
+    kept = _satisfies(reading, upstream)
+    columns = [
+        (pl.col(file_name) if (file_name := reading.renames.get(name, name)) in upstream.columns else pl.lit(None, dtype)).alias(name)
+        for name, dtype in layout.types.items()
+    ]
+    faulty = pl.col(FAULT).is_not_null()
+    rows = upstream.lazy().select(
+        *columns,
+        pl.lit(reading.source).alias("source"),
+        pl.col(FILE).alias("source_file"),
+        pl.col(ROW).alias("source_row"),
+        *(NO_SCORES if layout.kind == "preference" else ()),
+        pl.lit(None, pl.String).alias("meta"),
+        pl.when(faulty).then(pl.lit("source/invalid")).alias("reason"),
+        pl.col(FAULT).alias("detail"),
+        pl.lit(None, MARKS["kept_id"]).alias("kept_id"),
+        FAULT,
+    )
+    rows = layout.read(mark(rows, _nulls(reading)), reading.options, seed)
+    parts = PARTS[layout.kind]
+    missing = [invalid(pl.col(part).is_null(), f"the row has no {part}") for part in parts]
+    rows = mark(rows, missing).with_columns(pl.when(_INVALID.fill_null(False)).then(None).otherwise(part).alias(part) for part in parts)
+    table = rows.collect()
+    if table.height != upstream.height or not table["source_row"].equals(upstream[ROW]):
+        raise SourceError(
+            f"source {reading.source}: its format removed, added or moved rows ({upstream.height:,} read, "
+            f"{table.height:,} returned): this is a defect of the format"
+        )
+    table = _with_raw(reading, upstream, table)
+    if kept is not None:
+        dropped = ~kept & pl.col(FAULT).is_null()
+        table = table.with_columns(
+            pl.when(dropped).then(pl.lit("source/where")).otherwise("reason").alias("reason"),
+            pl.when(dropped).then(pl.lit(raw_json({"where": reading.where}))).otherwise("detail").alias("detail"),
+        )
+    if reading.meta:
+        table = table.with_columns(meta=_meta(reading, upstream, table["meta"]))
+    table = with_ids(table, layout.kind)
+    if reading.excluded is not None:
+        drop = Drop("source/excluded", pl.col("id").is_in(reading.excluded.implode()))
+        table = mark(table.lazy(), [drop]).collect()
+    return table.select(pl.col(name).cast(dtype) for name, dtype in CANONICAL[layout.kind].items())
+
+
+def where_columns(reading: Reading) -> list[str]:
+    """The upstream columns that `where` reads. Raises a SourceError if it is not an expression."""
+    if reading.where is None:
+        return []
+    return _expression(reading).meta.root_names()
+
+
+def check_where(reading: Reading, columns: Collection[str]) -> None:
+    """Raises a SourceError if `where` names a column that is not among `columns`."""
+    for name in where_columns(reading):
+        if name not in columns:
+            near = get_close_matches(name, columns, n=1)
+            hint = f'did you mean "{near[0]}"? ' if near else ""
+            raise _where_error(reading, f'no column "{name}": {hint}The files have: {", ".join(sorted(columns))}')
+
+
+def _expression(reading: Reading) -> pl.Expr:
+    try:
+        return pl.sql_expr(reading.where or "")
+    except pl.exceptions.PolarsError as error:
+        raise _where_error(reading, f"{error}: write a condition in SQL on the columns of the files") from None
+
+
+def _satisfies(reading: Reading, upstream: pl.DataFrame) -> pl.Series | None:
+    """bool: whether each row satisfies `where` (null is not enough)."""
+    if reading.where is None:
+        return None
+    internal = {FILE, ROW, FAULT, RAW}
+    check_where(reading, [name for name in upstream.columns if name not in internal])
+    try:
+        kept = upstream.select(_expression(reading).alias("kept")).to_series()
+    except pl.exceptions.PolarsError as error:
+        types = ", ".join(f"{name} is {upstream.schema[name]}" for name in where_columns(reading))
+        raise _where_error(reading, f"{str(error).splitlines()[0]} ({types}): compare values of one type") from None
+    if kept.dtype != pl.Boolean:
+        raise _where_error(reading, f"it gives {kept.dtype}, not true or false: write a condition")
+    if kept.len() == 1:
+        kept = kept.new_from_index(0, upstream.height)
+    return kept.fill_null(False)
+
+
+def _where_error(reading: Reading, what: str) -> SourceError:
+    return SourceError(f"source {reading.source}: where = {reading.where!r}: {what}")
+
+
+def _nulls(reading: Reading) -> list[Drop]:
+    """The rules that a required value is null, or a list of turns empty."""
+    drops = []
+    for name, dtype in reading.layout.types.items():
+        label = reading.renames.get(name, name)
+        if name in reading.layout.columns:
+            drops.append(invalid(pl.col(name).is_null(), f"{label} is null"))
+        drops += [invalid(wrong, error) for wrong, error in _inner_nulls(pl.col(name), dtype, label, reading.layout.loose)]
+    return drops
+
+
+def _inner_nulls(value: pl.Expr, dtype: pl.DataType, label: str, loose: frozenset[str]) -> list[tuple[pl.Expr, str]]:
+    found: list[tuple[pl.Expr, str]] = []
+    if isinstance(dtype, pl.List):
+        item = f"an item of {label}"
+        inner = [(pl.element().is_null(), f"{item} is null"), *_inner_nulls(pl.element(), dtype.inner, item, loose)]  # ty: ignore
+        found.append((value.list.len() == 0, f"{label} is empty"))
+        found += [(value.list.eval(wrong).list.any(), error) for wrong, error in inner]
+    elif isinstance(dtype, pl.Struct):
+        for each in dtype.fields:
+            if each.name not in loose:
+                inside = value.struct.field(each.name)
+                found.append((value.is_not_null() & inside.is_null(), f"{label}: {each.name} is null"))
+                found += _inner_nulls(inside, each.dtype, f"{label}: {each.name}", loose)  # ty: ignore
+    return found
+
+
+def _with_raw(reading: Reading, upstream: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
+    """Adds `raw`, the JSON of the format's columns, for the rows that have no parts and no raw text from the reader."""
+    places = table.with_columns(upstream[RAW]).select((_INVALID & pl.col(RAW).is_null()).arg_true()).to_series()
+    raw = upstream[RAW].alias("raw")
+    if places.len():
+        columns = [name for name in reading.wanted if name in upstream.columns]
+        raw = raw.scatter(places, [raw_json(row) for row in upstream.select(columns)[places].iter_rows(named=True)])
+    return table.with_columns(raw)
+
+
+def _meta(reading: Reading, upstream: pl.DataFrame, notes: pl.Series) -> pl.Series:
+    """string: JSON of the upstream columns that the format does not read, and of the format's own notes."""
+    others = [name for name in upstream.columns if name not in reading.wanted and name not in {FILE, ROW, FAULT, RAW}]
+    if not others:
+        return notes
+    rows = upstream.select(pl.struct(others).struct.json_encode().alias("meta")).with_columns(notes.alias("notes"))
+    noted = pl.format('{},"prefmix":{}}', pl.col("meta").str.strip_suffix("}"), "notes")
+    return rows.select(pl.when(pl.col("notes").is_null()).then("meta").otherwise(noted).alias("meta")).to_series()
