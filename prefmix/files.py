@@ -71,8 +71,8 @@ def find_files(patterns: str | Sequence[str], root: Path, split: str | None = No
                     "name one that is there, or leave `split` out"
                 )
         for path in paths:
-            found[os.path.abspath(path)] = path
-    return sorted(found.values(), key=lambda path: relative_name(path, root))
+            found[relative_name(path, root)] = path
+    return [found[name] for name in sorted(found)]
 
 
 def relative_name(path: Path, root: Path) -> str:
@@ -102,13 +102,14 @@ def fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def is_csv(path: Path) -> bool:
-    """Whether every column of the file is text."""
-    return _file_type(path)[0] == "csv"
+def knows_columns(path: Path) -> bool:
+    """Whether `schema` gives all columns of a file: of a JSON file it has seen only the first rows."""
+    return _file_type(path)[0] not in ("jsonl", "json")
 
 
 def schema(path: Path) -> dict[str, pl.DataType]:
-    """The columns of a file. Of a text file: the keys of its first rows, each with the type that most values have.
+    """The columns of a file. Of JSON: the keys of the first rows, each with the type that most values have. Of CSV: all
+    `Unknown`, for text that may be a number.
 
     Raises:
         SourceError: the file cannot be read, is empty, or has no record that can be parsed.
@@ -124,7 +125,7 @@ def schema(path: Path) -> dict[str, pl.DataType]:
             return dict(rows.collect_schema())
         if kind == "csv":
             with _open(path) as stream:
-                return dict.fromkeys(records.csv_header(stream), pl.String())
+                return dict.fromkeys(records.csv_header(stream), pl.Unknown())
         return _sampled_schema(path)
 
 
@@ -229,12 +230,14 @@ def _expand(pattern: str, root: Path) -> tuple[Path, list[Path]]:
             raise SourceError(f"{pattern}: no data files in the folder {path}: prefmix reads {_KNOWN}")
         return path, paths
     base = root.joinpath(*_fixed_parts(pattern))
-    matches = [Path(each) for each in glob.glob(str(path), recursive=True)] if glob.has_magic(pattern) else []
+    matches = [Path(each) for each in glob.glob(str(path), recursive=True)]  # noqa: PTH207 if glob.has_magic(pattern) else []
     paths = [each for each in matches if each.is_file() and is_data_file(each.name)]
     if paths:
         return base, paths
     if matches:
-        raise SourceError(f"{pattern}: no data file among {_listing(each.name for each in matches)}: prefmix reads {_KNOWN}")
+        raise SourceError(
+            f"{pattern}: no data file among {_listing(each.name for each in matches)}: prefmix reads {_KNOWN}"
+        )
     raise SourceError(f"{pattern}: no such file, searched in {base}{_near(pattern, base)}: correct `path`")
 
 

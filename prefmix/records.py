@@ -34,7 +34,7 @@ class Stream(Protocol):
 
 @dataclass
 class Chunk:
-    """Some records in file order. `rows[i]` is {} where `faults[i]` tells why there is no record; `raw[i]` is its text."""
+    """Some records in file order. `rows[i]` is {} where `faults[i]` says why there is no record, and `raw[i]` is its text."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
@@ -224,7 +224,7 @@ def _elements(data: bytes, start: int, closed: bool) -> Iterator[tuple[int, int]
         elif depth and mark in b"}]":
             depth -= 1
         elif depth == 0 and mark in b",]":
-            if mark == 0x2C or not data[begin : token.start()].isspace() and begin < token.start():
+            if mark == 0x2C or (not data[begin : token.start()].isspace() and begin < token.start()):
                 yield begin, token.start()
             begin = token.end()
             if mark == 0x5D:

@@ -117,7 +117,7 @@ def infer(values: Iterable[Any]) -> pl.DataType:
             seen.setdefault(kind, []).append(value)
     if not seen:
         return pl.List(pl.Null()) if empty else pl.Null()
-    kind = max(sorted(seen), key=lambda each: len(seen[each]))
+    kind = max(seen, key=lambda each: (len(seen[each]), each == "turns", each == "text", each))
     some = seen[kind]
     if kind == "turns":
         return pl.List(_struct(item for value in some for item in value if isinstance(item, dict)))
@@ -144,7 +144,9 @@ def _chunk_frame(
     for name, dtype in wanted.items():
         if name in keys:
             values = [row.get(name) for row in chunk.rows]
-            columns.append(_wanted(name, values, dtype, misfits, _numeral if numerals and dtype == pl.Float64 else conform))
+            columns.append(
+                _wanted(name, values, dtype, misfits, _numeral if numerals and dtype == pl.Float64 else conform)
+            )
     for name in sorted(keys if others is None else keys.intersection(others)):
         if name not in wanted:
             columns.append(_scanned(name, [row.get(name) for row in chunk.rows]))
@@ -176,7 +178,11 @@ def _numeral(text: str | None, dtype: pl.DataType) -> float | None:
 
 
 def _wanted(
-    name: str, values: list[Any], dtype: pl.DataType, misfits: dict[int, str], convert: Callable[[Any, pl.DataType], Any]
+    name: str,
+    values: list[Any],
+    dtype: pl.DataType,
+    misfits: dict[int, str],
+    convert: Callable[[Any, pl.DataType], Any],
 ) -> pl.Series:
     arrow = _arrow_type(dtype)
     if "double" not in str(arrow):  # a number may not be a boolean, which Arrow would let pass

@@ -74,7 +74,9 @@ def prompt_text(kind: Kind) -> pl.Expr:
     Its turns before the last answer without system messages, contents joined by a newline, no role names (one
     system prompt shared by a whole source must not make its questions look alike).
     """
-    turns = pl.col("prompt") if kind == "preference" else pl.col("messages").list.head(pl.col("messages").list.len() - 1)
+    turns = (
+        pl.col("prompt") if kind == "preference" else pl.col("messages").list.head(pl.col("messages").list.len() - 1)
+    )
     return turns.list.eval(CONTENT.filter(ROLE != "system")).list.join("\n")
 
 
@@ -83,22 +85,25 @@ def with_ids(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
 
     What is hashed: the kind, then for each part (`prompt`, `chosen`, `rejected` or `messages`) the number of messages
     and each message as `<bytes>:<role><bytes>:<content>`, so that no two rows share an encoding. Scores, source and
-    meta are not part of it. A row without a part (null) has the id of the raw JSON in `raw`, when that column exists.
+    meta are not part of it. A row that lacks a part (null) has the id of what it was, from a column `raw` (which is
+    not in the result): its JSON, or the text of its line.
     """
 
     def part(column: str) -> pl.Expr:
         message = pl.format("{}:{}{}:{}", ROLE.str.len_bytes(), ROLE, CONTENT.str.len_bytes(), CONTENT)
-        return pl.format("{} {};{}", pl.lit(column), pl.col(column).list.len(), pl.col(column).list.eval(message).list.join(""))
+        return pl.format(
+            "{} {};{}", pl.lit(column), pl.col(column).list.len(), pl.col(column).list.eval(message).list.join("")
+        )
 
     encoding = pl.concat_str([pl.lit(kind), *(part(column) for column in PARTS[kind])], separator="\n")
     if "raw" in rows.columns:
-        encoding = pl.coalesce(pl.when(pl.col("reason").is_null()).then(encoding), pl.col("raw"), pl.lit(""))
+        encoding = pl.coalesce(encoding, "raw", pl.lit(""))
     digests = []
     for start in range(0, rows.height, _CHUNK_ROWS):
         texts = rows.slice(start, _CHUNK_ROWS).select(encoding.alias("encoding")).to_series()
         digests.extend(blake2b(text, digest_size=16).digest() for text in _utf8(texts))
     ids = pl.Series("id", digests, dtype=pl.Binary).bin.encode("hex")
-    return rows.with_columns(ids)
+    return rows.drop("raw", strict=False).with_columns(ids)
 
 
 def _utf8(texts: pl.Series) -> Iterator[memoryview]:

@@ -6,7 +6,7 @@ import re
 import tomllib
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prefmix.recipe import toml_lines
@@ -34,7 +34,7 @@ def dotted_key(draw: st.DrawFn) -> str:
 
 def blank() -> st.SearchStrategy[str]:
     """What may stand between the items of an array."""
-    return st.sampled_from(["", " ", "\n", "\r\n", " # a comment, with ] and \"quotes\n", "\n\n\t# x = {\n"])
+    return st.sampled_from(["", " ", "\n", "\r\n", ' # a comment, with ] and "quotes\n', "\n\n\t# x = {\n"])
 
 
 def strings() -> st.SearchStrategy[str]:
@@ -49,7 +49,7 @@ def strings() -> st.SearchStrategy[str]:
 
 
 def scalars() -> st.SearchStrategy[str]:
-    others = ["true", "-0", "5e-6", "inf", "1979-05-27T07:32:00Z", "1979-05-27 07:32:00", "0x_f".replace("_", ""), "1_000"]
+    others = ["true", "-0", "5e-6", "inf", "1979-05-27T07:32:00Z", "1979-05-27 07:32:00", "0xf", "1_000"]
     return st.integers(-99, 99).map(str) | st.sampled_from(others) | strings()
 
 
@@ -98,7 +98,7 @@ def test_the_line_of_a_key_contains_the_key(text):
     for (*_, key), line in key_lines(text).items():
         written = lines[line - 1]
         if isinstance(key, str) and key.isalnum():
-            assert key in written or r"\u00e9" in written
+            assert key in written
 
 
 @given(st.lists(st.sampled_from("abcde"), min_size=1, max_size=5, unique=True), st.data())

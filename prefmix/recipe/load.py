@@ -123,6 +123,6 @@ def _problem(finding: Finding, lines: Mapping[KeyPath, int], set_by: Mapping[Key
 
 def _meant(table: KeyPath, lines: Mapping[KeyPath, int]) -> str | None:
     """For a table that only an override has, the table of the file that was probably meant."""
-    beside = {dotted(other): other for other in lines if other[:-1] == table[:-1]}
-    close = nearest(dotted(table), beside)
-    return f"did you mean {close}?" if close else None
+    beside = [str(other[-1]) for other in lines if other[:-1] == table[:-1]]
+    close = nearest(str(table[-1]), beside)
+    return f"did you mean {dotted((*table[:-1], close))}?" if close else None

@@ -62,14 +62,15 @@ def set_value(data: dict[str, Any], path: KeyPath, value: object) -> KeyPath:
     done: KeyPath = ()
     for position, part in enumerate(path):
         key: str | int = part
+        place = ".".join(map(str, done))
         if isinstance(here, list):
+            if not here:
+                raise ValueError(f"{place} is an empty array")
             if not str(part).isdecimal() or int(part) >= len(here):
-                raise ValueError(
-                    f"{'.'.join(map(str, done))} has items 0 to {len(here) - 1}" if here else "an empty array"
-                )
+                raise ValueError(f"{place} has items 0 to {len(here) - 1}")
             key = int(part)
         elif not isinstance(here, dict):
-            raise ValueError(f"{'.'.join(map(str, done))} is not a table")
+            raise ValueError(f"{place} is not a table")
         done = (*done, key)
         if position == len(path) - 1:
             here[key] = value

@@ -6,7 +6,7 @@ A format is one module here, named in `FORMATS`; other packages add theirs throu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -18,10 +18,19 @@ import polars as pl
 from prefmix import files
 from prefmix.errors import SourceError
 from prefmix.schema import Kind
-from prefmix.sources import hh_rlhf, messages, openhermes, orca_dpo_pairs, sharegpt, ultrafeedback, ultrafeedback_binarized
+from prefmix.sources import (
+    hh_rlhf,
+    messages,
+    openhermes,
+    orca_dpo_pairs,
+    sharegpt,
+    ultrafeedback,
+    ultrafeedback_binarized,
+)
 from prefmix.sources.canonical import Reading, canonical_rows, check_where, upstream_rows, where_columns
 from prefmix.sources.hub_files import fetch
-from prefmix.sources.layout import Layout, describe, fits, layouts
+from prefmix.sources.layout import Layout, layouts
+from prefmix.sources.match import best_layout, fitting_layout, matched, renamed, union
 
 if TYPE_CHECKING:
     from prefmix import recipe
@@ -112,18 +121,15 @@ def resolve(name: str, spec: recipe.Source, root: Path) -> Source:
         revision = None
         paths = files.find_files(spec.path or [], root, spec.split)
         located = tuple(SourceFile(files.relative_name(path, root), path) for path in paths)
-    schemas = {each: files.schema(each.path) for each in located}
-    every_column = _merged(list(schemas.values()))
-    renamed = _renamed(every_column, spec.columns)
-    format_name = spec.format or sniff(renamed)
+    schemas = {each.name: files.schema(each.path) for each in located}
+    every_column = union(schemas.values())
+    format_name = spec.format or sniff(renamed(every_column, spec.columns))
     if format_name is None:
         raise SourceError(
-            f"source {name}: no format fits the columns {', '.join(sorted(every_column))} of {located[0].name}: say which one "
-            f"with format = ..., and where its columns are with columns = {{ ... }} (formats: {', '.join(FORMATS)})"
+            f"source {name}: no format fits the columns {', '.join(sorted(every_column))} of {located[0].name}: say "
+            f"which it is with format = ... ({', '.join(FORMATS)}), and where its columns are with columns = {{ ... }}"
         )
-    layout = _layout(name, format_name, renamed, spec.columns, every_column, located[0].name)
-    for each, columns in schemas.items():
-        _check_columns(each, format_name, layout, columns, spec.columns, numerals=files.is_csv(each.path))
+    layout = fitting_layout(format_name, layouts(FORMATS[format_name]), schemas, spec.columns)
     source = Source(
         name=name,
         spec=spec,
@@ -144,10 +150,50 @@ def resolve(name: str, spec: recipe.Source, root: Path) -> Source:
 
 
 def sniff(columns: Mapping[str, pl.DataType]) -> str | None:
-    """The format that some columns are in: the one with most columns among them, required ones first. None if none fits."""
+    """The format that some columns are in: the one with most of its columns there, required ones first; None if none fits."""
     best, best_score = None, (0, 0)
     for name, each in FORMATS.items():
-        layout = _best_layout(layouts(each), columns)
-        if layout is not None and (score := _score(layout, columns)) > best_score:
+        layout = best_layout(layouts(each), columns)
+        if layout is not None and (score := matched(layout, columns)) > best_score:
             best, best_score = name, score
     return best
+
+
+def _known_format(source: str, name: str) -> None:
+    if name in _broken:
+        raise SourceError(f"source {source}: format {name}: {_broken[name]}: repair or uninstall that package")
+    if name not in FORMATS:
+        near = get_close_matches(name, FORMATS, n=1)
+        hint = f'did you mean "{near[0]}"? ' if near else ""
+        raise SourceError(f'source {source}: no format "{name}": {hint}There are: {", ".join(FORMATS)}')
+
+
+def _options(source: str, format_name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a format, defaults filled in.
+
+    Its `OPTIONS` has, by name, a tuple of all values (the default first), or a default whose type a value must have.
+    """
+    known = FORMATS[format_name].OPTIONS
+    for key, value in given.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f'did you mean "{near[0]}"?' if near else f"it has: {', '.join(known) or 'none'}"
+            raise SourceError(f'source {source}: format {format_name} has no option "{key}": {hint}')
+        allowed = known[key]
+        if value not in allowed if isinstance(allowed, tuple) else type(value) is not type(allowed):
+            wanted = " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else type(allowed).__name__
+            raise SourceError(f"source {source}: options.{key} = {value!r}: it must be {wanted}")
+    defaults = {key: allowed[0] if isinstance(allowed, tuple) else allowed for key, allowed in known.items()}
+    return defaults | dict(given)
+
+
+def _excluded_ids(path: Path) -> pl.Series:
+    """The ids in a file: its `id` column (a ledger, say), or one id a line."""
+    if path.suffix == ".txt":
+        try:
+            return pl.Series("id", [line.strip() for line in path.read_text("utf-8").splitlines()], dtype=pl.String)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SourceError(f"{path}: cannot be read as a list of ids ({error}): correct `exclude`") from None
+    if "id" not in (columns := files.schema(path)):
+        raise SourceError(f"{path}: no column id (it has: {', '.join(columns)}): correct `exclude`")
+    return files.read(path, {}, {"id"})["id"].cast(pl.String)

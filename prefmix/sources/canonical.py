@@ -14,8 +14,8 @@ from prefmix import files
 from prefmix.errors import SourceError
 from prefmix.ledger import Drop, mark
 from prefmix.rows import FAULT, RAW, raw_json, same_types
-from prefmix.schema import CANONICAL, MARKS, PARTS, with_ids
-from prefmix.sources.layout import NO_SCORES, Layout, cast, invalid
+from prefmix.schema import CANONICAL, PARTS, with_ids
+from prefmix.sources.layout import Layout, cast, invalid
 
 FILE, ROW = "_file", "_row"
 _INVALID = pl.col("reason") == "source/invalid"
@@ -42,7 +42,7 @@ class Reading:
 def upstream_rows(
     reading: Reading, paths: Sequence[Path], names: Sequence[str], limit: int | None = None
 ) -> pl.DataFrame:
-    """The rows of all files in the order given, or the first `limit`, with FILE, ROW, FAULT and RAW beside their columns."""
+    """The rows of all files in the order given, or the first `limit`, with FILE, ROW, FAULT and RAW."""
     others = None if reading.meta else set(where_columns(reading))
     wanted = reading.wanted
     frames, count = [], 0
@@ -70,7 +70,11 @@ def canonical_rows(reading: Reading, upstream: pl.DataFrame, seed: int) -> pl.Da
     layout = reading.layout
     kept = _satisfies(reading, upstream)
     columns = [
-        (pl.col(file_name) if (file_name := reading.renames.get(name, name)) in upstream.columns else pl.lit(None, dtype)).alias(name)
+        (
+            pl.col(file_name)
+            if (file_name := reading.renames.get(name, name)) in upstream.columns
+            else pl.lit(None, dtype)
+        ).alias(name)
         for name, dtype in layout.types.items()
     ]
     faulty = pl.col(FAULT).is_not_null()
@@ -79,17 +83,23 @@ def canonical_rows(reading: Reading, upstream: pl.DataFrame, seed: int) -> pl.Da
         pl.lit(reading.source).alias("source"),
         pl.col(FILE).alias("source_file"),
         pl.col(ROW).alias("source_row"),
-        *(NO_SCORES if layout.kind == "preference" else ()),
-        pl.lit(None, pl.String).alias("meta"),
         pl.when(faulty).then(pl.lit("source/invalid")).alias("reason"),
         pl.col(FAULT).alias("detail"),
-        pl.lit(None, MARKS["kept_id"]).alias("kept_id"),
+        pl.lit(None, pl.String).alias("kept_id"),
         FAULT,
     )
     rows = layout.read(mark(rows, _nulls(reading)), reading.options, seed)
+    given = rows.collect_schema().names()
+    rows = rows.with_columns(
+        pl.lit(None, dtype).alias(name)
+        for name, dtype in CANONICAL[layout.kind].items()
+        if name not in given and name != "id"
+    )
     parts = PARTS[layout.kind]
     missing = [invalid(pl.col(part).is_null(), f"the row has no {part}") for part in parts]
-    rows = mark(rows, missing).with_columns(pl.when(_INVALID.fill_null(False)).then(None).otherwise(part).alias(part) for part in parts)
+    rows = mark(rows, missing).with_columns(
+        pl.when(_INVALID.fill_null(False)).then(None).otherwise(part).alias(part) for part in parts
+    )
     table = rows.collect()
     if table.height != upstream.height or not table["source_row"].equals(upstream[ROW]):
         raise SourceError(
@@ -164,7 +174,9 @@ def _nulls(reading: Reading) -> list[Drop]:
         label = reading.renames.get(name, name)
         if name in reading.layout.columns:
             drops.append(invalid(pl.col(name).is_null(), f"{label} is null"))
-        drops += [invalid(wrong, error) for wrong, error in _inner_nulls(pl.col(name), dtype, label, reading.layout.loose)]
+        drops += [
+            invalid(wrong, error) for wrong, error in _inner_nulls(pl.col(name), dtype, label, reading.layout.loose)
+        ]
     return drops
 
 

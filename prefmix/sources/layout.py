@@ -1,8 +1,8 @@
 """How a source format describes itself, and the expressions that formats are written in.
 
-A format is a module (or any object) with `NAME`, `DESCRIPTION`, `OPTIONS` and either one layout, written as `KIND`,
-`COLUMNS`, `OPTIONAL` and `read`, or several in `LAYOUTS`. A layout is a set of columns with their types and the function
-that makes canonical columns of them.
+A format is a module (or any object) with `NAME`, `DESCRIPTION` and `OPTIONS`, and either one layout, written as `KIND`,
+`COLUMNS`, `OPTIONAL` and `read`, or several in `LAYOUTS`. A layout is a set of columns with their types, and the
+function that makes canonical columns of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ CONVERSATION = pl.List(TURN)
 
 Read = Callable[[pl.LazyFrame, Mapping[str, Any], int], pl.LazyFrame]
 
-NO_SCORES = (pl.lit(None, NUMBER).alias("chosen_score"), pl.lit(None, NUMBER).alias("rejected_score"))
 
 @dataclass(frozen=True)
 class Layout:
@@ -68,9 +67,11 @@ def _instances(columns: Mapping[str, Any]) -> dict[str, pl.DataType]:
 
 
 def fits(have: pl.DataType, want: pl.DataType, loose: frozenset[str] = frozenset()) -> bool:
-    """Whether a column of type `have` can be read as `want`: integer widths, categories and extra fields are no matter."""
+    """Whether a column of type `have` can be read as `want`; widths, categories and extra fields do not matter."""
     if have == pl.Null:
         return True
+    if have == pl.Unknown:  # a column of a CSV file
+        return want in (TEXT, NUMBER)
     if want == pl.String:
         return isinstance(have, pl.String | pl.Categorical | pl.Enum)
     if want == pl.Float64:
@@ -116,7 +117,7 @@ def describe(dtype: pl.DataType) -> str:
         return f"a list of {describe(dtype.inner)}"  # ty: ignore[invalid-argument-type]
     if isinstance(dtype, pl.Struct):
         return "{" + ", ".join(each.name for each in dtype.fields) + "}"
-    if isinstance(dtype, pl.String):
+    if isinstance(dtype, pl.String | pl.Unknown):
         return "text"
     return "a number" if dtype.is_numeric() else str(dtype)
 

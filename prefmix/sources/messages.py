@@ -103,8 +103,10 @@ def _answers_from_text(rows: pl.LazyFrame, prompt: pl.DataType | None) -> pl.Laz
             drops.append(invalid(parsed[side].is_null(), f"{side} is not ChatML, and there is no prompt beside it"))
         elif prompt == TEXT:
             is_chatml = pl.col("prompt").str.starts_with(chatml.START)
-            answer = pl.when(text.str.starts_with(chatml.START)).then(_conversation(text)).otherwise(
-                chatml.parse_answer(text)
+            answer = (
+                pl.when(text.str.starts_with(chatml.START))
+                .then(_conversation(text))
+                .otherwise(chatml.parse_answer(text))
             )
             parsed[side] = pl.when(is_chatml).then(answer).otherwise(turns(("assistant", text)))
             drops.append(invalid(parsed[side].is_null(), f"{side} is not ChatML, but the prompt is"))
@@ -117,7 +119,9 @@ def _prompt_from_text(rows: pl.LazyFrame) -> pl.LazyFrame:
     text = pl.col("prompt")
     is_chatml = text.str.starts_with(chatml.START)
     prompt = pl.when(is_chatml).then(_conversation(text)).otherwise(turns(("user", text)))
-    return mark(rows, [invalid(prompt.is_null(), "prompt begins as ChatML but is not well-formed")]).with_columns(prompt)
+    return mark(rows, [invalid(prompt.is_null(), "prompt begins as ChatML but is not well-formed")]).with_columns(
+        prompt
+    )
 
 
 def _conversation(text: pl.Expr) -> pl.Expr:

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from prefmix.ledger import mark
-from prefmix.schema import CONTENT, MESSAGES, ROLE
+from prefmix.schema import MESSAGES, ROLE
 from prefmix.sources.layout import CONVERSATION, TEXT, TURN, Layout, invalid, messages
 
 NAME = "sharegpt"

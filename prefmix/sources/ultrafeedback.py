@@ -5,8 +5,8 @@ lowest. If all scores are equal the pair is a tie, for `[filter]` to judge. Whic
 follows from a hash of (seed, instruction, response), so neither their order nor that of the rows matters.
 
 **The score of 10 that was a 1.** The release of 2023 multiplied scores up to 1 by ten, so a critique rating of 1 was
-stored as 10: 2,628 completions have a 10, many of them bad (found by argilla, corrected upstream on 2023-12-29). A
-10 is held against the mean of the aspect ratings (1 to 5) of the same completion by upstream's rule: a mean of at most 2
+stored as 10: 2,628 completions have a 10, many of them bad (found by argilla, corrected upstream on 2023-12-29). A 10
+is held against the mean of the aspect ratings (1 to 5) of the same completion by upstream's rule: a mean of at most 2
 means that the score was 1, above 4 that it was 10. In between upstream asked GPT-4 again; here such a completion has no
 known score and is left out of the pair. Without aspect ratings a 10 is taken as it is. `meta` says what was changed.
 """
@@ -86,12 +86,12 @@ def _completions(table: pl.DataFrame, seed: int) -> pl.DataFrame:
     stored = pl.col("overall_score")
     doubtful = (stored == 10) & mean.is_not_null()
     low, high = _SCORE_BOUNDS
-    score = (
-        pl.when(doubtful & (mean <= low)).then(1.0).when(doubtful & (mean <= high)).then(None).otherwise(stored)
-    )
+    score = pl.when(doubtful & (mean <= low)).then(1.0).when(doubtful & (mean <= high)).then(None).otherwise(stored)
     changed = pl.when(doubtful & (mean <= low)).then(1).otherwise(0)
     unknown = pl.when(doubtful & (mean > low) & (mean <= high)).then(1).otherwise(0)
-    exploded = exploded.with_columns(score=score, changed=changed.sum().over("_row"), unknown=unknown.sum().over("_row"))
+    exploded = exploded.with_columns(
+        score=score, changed=changed.sum().over("_row"), unknown=unknown.sum().over("_row")
+    )
     note = pl.struct(scores_of_10_read_as_1="changed", scores_of_10_left_out="unknown").struct.json_encode()
     ranks = [
         blake2b(f"{seed}\0{instruction}\0{response}".encode(), digest_size=8).digest()

@@ -1,0 +1,88 @@
+"""The house keeps its shape: imports go down only, and the public names are the ones we promised."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import prefmix
+
+PACKAGE = Path(prefmix.__file__).parent
+#: A module may import from its own floor and from the floors below it.
+FLOORS = [
+    {"errors", "schema", "normalise"},
+    {"recipe", "ledger", "language", "digest"},
+    {"files", "records", "rows"},
+    {"hub"},
+    {"sources", "chatml", "filters", "audit", "dedupe", "tokens", "mix", "card"},
+    {"mixture"},
+    {"store"},
+    {"build", "inspect", "starter"},
+    {"cli", "__init__", "__main__"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+
+def rooms() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level rooms of prefmix that a module imports, anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("prefmix.")}
+        elif isinstance(node, ast.ImportFrom) and node.module == "prefmix":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prefmix."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path):
+    room = room_of(path)
+    assert room in FLOOR, f"{room} has no floor: give it one in FLOORS"
+    if room == "__init__":
+        return
+    above = {name for name in imported(path) - {room} if FLOOR.get(name, 99) > FLOOR[room]}
+    assert not above, f"{room} imports from a floor above it: {above}"
+
+
+@pytest.mark.parametrize(("library", "room"), [("huggingface_hub", "hub"), ("torch", "train"), ("transformers", "train")])
+def test_some_libraries_are_imported_in_one_room_only(library, room):
+    def imports(path: Path) -> bool:
+        names = {alias.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)}
+        return any(name.split(".")[0] == library for name in names)
+
+    assert {room_of(path) for path in rooms() if imports(path)} <= {room}
+
+
+def test_only_the_command_line_prints_or_exits():
+    for path in rooms():
+        if room_of(path) in ("cli", "__main__"):
+            continue
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)}
+        assert not calls & {"print", "exit", "sys.exit", "os._exit", "quit"}, path
+
+
+def test_the_public_names_are_these():
+    assert sorted(prefmix.__all__) == ["Mixture", "PrefmixError", "Recipe", "__version__", "build", "load_recipe", "open_mixture"]
+    for name in prefmix.__all__:
+        assert getattr(prefmix, name) is not None
+
+
+def test_importing_prefmix_does_not_import_polars():
+    code = "import sys, prefmix; print([m for m in ('polars', 'pyarrow', 'datasets', 'pydantic') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
