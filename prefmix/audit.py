@@ -23,7 +23,7 @@ def report(rows: pl.LazyFrame, settings: Filter, kind: Kind) -> dict[str, dict[s
     `repeated_prompts` counts the rows whose prompt another row of the same source has; lengths are means in characters;
     `chosen_longer` is the share of pairs whose chosen answer is the longer one; score summaries are min, median, max.
     """
-    alive = rows.filter(ALIVE)
+    alive = rows.filter(ALIVE).collect().lazy()  # apart: see dedupe._keys
     prompt = prompt_text(kind).hash()
     reports = filters.rules(settings, kind, "report")
     columns = [pl.col("source").cast(pl.String), prompt.alias("prompt"), "changes"]

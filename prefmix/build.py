@@ -26,7 +26,7 @@ from prefmix.digest import SplitDigest, mixture_digest
 from prefmix.errors import BuildError, UsageError
 from prefmix.ledger import ALIVE, CHANGES, check_conservation, ledger, mark
 from prefmix.mixture import Mixture, columns, recorded, write_split
-from prefmix.recipe import Recipe, load_recipe
+from prefmix.recipe import Mix, Recipe, load_recipe
 from prefmix.schema import KINDS, NO_CHANGES, ORIGIN, Kind
 from prefmix.sources import Source
 from prefmix.store import Store, write_durably
@@ -110,7 +110,8 @@ def build(recipe: Recipe | str | Path, *, store: str | Path | None = None, progr
 
 def plan(recipe: Recipe) -> Plan:
     """Finds every input of a recipe: files, revisions on the Hub, the tokenizer."""
-    _refuse_what_is_not_there(recipe)
+    if refused := unsupported(recipe):
+        raise UsageError("\n".join(refused))
     found = {name: sources.resolve(name, source, recipe.root) for name, source in recipe.sources.items()}
     settings = recipe.format
     tokenizer = tokens.load(settings.tokenizer, settings.tokenizer_revision, recipe.root) if settings.tokenizer else None
@@ -118,6 +119,19 @@ def plan(recipe: Recipe) -> Plan:
     if tokenizer:
         fingerprints["[format] tokenizer"] = [("tokenizer.json", tokenizer.sha256)]
     return Plan(recipe, found, tokenizer, fingerprints)
+
+
+def unsupported(recipe: Recipe) -> list[str]:
+    """What a valid recipe asks for that this version of prefmix cannot do, by name; empty for one that can be built."""
+    found = []
+    if recipe.dedupe.near is not None:
+        found.append("dedupe.near: near-duplicates are not part of this version of prefmix. Remove the key to build.")
+    if recipe.decontaminate.suites or recipe.decontaminate.against:
+        found.append("decontaminate: decontamination is not part of this version of prefmix. Remove its suites and "
+                     "[decontaminate.against] to build.")  # fmt: skip
+    if pl.select(pl.lit(recipe.format.system).str.contains(chatml.SPECIAL_TOKENS)).item():
+        found.append("format.system: the default system message holds a special token of a chat template.")
+    return found
 
 
 def built(planned: Plan, store: Store) -> Mixture | None:
@@ -134,8 +148,10 @@ def built(planned: Plan, store: Store) -> Mixture | None:
 
 
 def curate(planned: Plan, limit: int | None = None, progress: Progress = _silent) -> Curated:
-    """Runs the stages in memory. `limit` reads only the first rows of each source: for a look, never for a version."""
+    """Runs the stages in memory. `limit` reads only the first rows of each source: for a look, never for a version, and
+    without the shares of [mix], which so few rows need not allow."""
     recipe = planned.recipe
+    shares = recipe.mix if limit is None else Mix()
     rows = _read(planned, limit, progress)
     audited: dict[str, Any] = {}
     for number, kind in enumerate(rows):
@@ -153,7 +169,7 @@ def curate(planned: Plan, limit: int | None = None, progress: Progress = _silent
     for number, kind in enumerate(rows):
         progress("mix", number, len(rows))
         audited |= audit.report(rows[kind].lazy(), recipe.filter, kind)
-        rows[kind] = mix.sample(rows[kind].lazy(), kind, recipe.sources, recipe.mix, recipe.seed).collect()
+        rows[kind] = mix.sample(rows[kind].lazy(), kind, recipe.sources, shares, recipe.seed).collect()
         kept[kind] = mix.split(rows[kind].lazy(), kind, recipe.splits, recipe.seed)
         if planned.tokenizer and "prompt_tokens" not in kept[kind].columns:
             kept[kind] = tokens.count(kept[kind], kind, planned.tokenizer, lambda done, of: progress("tokens", done, of))
@@ -289,13 +305,3 @@ def _fingerprint(planned: Plan) -> str:
 
 def _licence(spec: Any) -> str:
     return spec.license or card.KNOWN_LICENCES.get(spec.hub, card.UNKNOWN)
-
-
-def _refuse_what_is_not_there(recipe: Recipe) -> None:
-    if recipe.dedupe.near is not None:
-        raise UsageError("dedupe.near: near-duplicates are not part of this version of prefmix. Remove the key to build.")
-    if recipe.decontaminate.suites or recipe.decontaminate.against:
-        raise UsageError("decontaminate: decontamination is not part of this version of prefmix. Remove its suites and "
-                         "[decontaminate.against] to build.")  # fmt: skip
-    if pl.select(pl.lit(recipe.format.system).str.contains(chatml.SPECIAL_TOKENS)).item():
-        raise UsageError("format.system: the default system message holds a special token of a chat template.")

@@ -13,7 +13,7 @@ import polars as pl
 
 from prefmix.ledger import ALIVE, Drop, mark
 from prefmix.recipe import Dedupe
-from prefmix.schema import Kind, contents, prompt_text
+from prefmix.schema import Kind, contents, last_content, prompt_text
 
 #: The columns by which rows compete, best first. `source` is an Enum in the order of the recipe.
 RANK = ("source", "margin", "id", "chosen_score", "rejected_score", "source_row")
@@ -23,7 +23,7 @@ _RANK_DESCENDING = [False, True, False, False, False, False]
 def exact(rows: dict[Kind, pl.LazyFrame], settings: Dedupe) -> dict[Kind, pl.LazyFrame]:
     """Marks the rows that repeat another one, with the survivor in `kept_id`."""
     rows = {kind: frame.with_row_index("_index") for kind, frame in rows.items()}
-    keys = {kind: _keys(frame, kind) for kind, frame in rows.items()}
+    keys = {kind: _keys(frame.filter(ALIVE).collect().lazy(), kind) for kind, frame in rows.items()}
     if settings.exact != "off":
         for kind in rows:
             keys[kind], rows[kind] = _drop_beyond(keys[kind], rows[kind], _PAIR, 1, "dedupe/pair")
@@ -47,7 +47,11 @@ _PAIR = (*_PROMPT, "answers_a", "answers_b")
 
 
 def _keys(rows: pl.LazyFrame, kind: Kind) -> pl.DataFrame:
-    """The living rows as hashes, in the order of their rank."""
+    """Rows as hashes, in the order of their rank.
+
+    `rows` must not filter: where a filter leaves nothing of a batch, Polars 2.1 streams an empty one into `format`,
+    which then panics on `list.last()`.
+    """
     parts = ("chosen", "rejected") if kind == "preference" else ("messages",)
     if kind == "preference":
         answers = [contents(part) for part in parts]
@@ -57,15 +61,14 @@ def _keys(rows: pl.LazyFrame, kind: Kind) -> pl.DataFrame:
         scores = [pl.lit(None, pl.Float64).alias("chosen_score"), pl.lit(None, pl.Float64).alias("rejected_score")]
     # The number of messages keeps ["a", "b"] apart from ["a\x00b"]: contents may hold any character.
     texts = [pl.format("{}\x00{}", answer.list.len(), answer.list.join("\x00")) for answer in answers]
-    chosen = pl.format("1\x00{}", contents("chosen" if kind == "preference" else "messages").list.last())
+    best = last_content("chosen" if kind == "preference" else "messages")
     return (
-        rows.filter(ALIVE)
-        .select(
+        rows.select(
             "_index", "id", "source", "source_row", *scores,
             prompt_a=prompt_text(kind).hash(1), prompt_b=prompt_text(kind).hash(2),
             answers_a=pl.struct([text.hash(1).alias(str(n)) for n, text in enumerate(texts)]).hash(3),
             answers_b=pl.struct([text.hash(2).alias(str(n)) for n, text in enumerate(texts)]).hash(4),
-            best_a=chosen.hash(1), best_b=chosen.hash(2),
+            best_a=best.hash(1), best_b=best.hash(2),
         )  # fmt: skip
         .with_columns(margin=pl.col("chosen_score") - pl.col("rejected_score"))
         .sort(RANK, descending=_RANK_DESCENDING, nulls_last=True)

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from itertools import islice
@@ -287,14 +287,14 @@ def _scan(path: Path, kind: str) -> pl.LazyFrame:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[records.Stream]:
+def _open(path: Path) -> Generator[records.Stream]:
     _, compression = _file_type(path)
     with path.open("rb") as file:
         yield pa.CompressedInputStream(file, compression) if compression else file
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Generator[None]:
     """Turns what the readers raise into a SourceError that names the file and what to do."""
     try:
         yield

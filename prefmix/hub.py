@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +76,7 @@ def download(repo: str, commit: str, files: Sequence[str], repo_type: RepoType =
     """
 
     def one(name: str) -> Path:
-        with _explained(repo, commit):
+        with _explained(repo, commit, name):
             path = hf_hub_download(
                 repo,
                 name,
@@ -120,7 +120,7 @@ def _required(repo: str, revision: str, commit: str | None) -> str:
 
 
 @contextmanager
-def _explained(repo: str, revision: str) -> Iterator[None]:
+def _explained(repo: str, revision: str, file: str | None = None) -> Generator[None]:
     """Turns what the client raises into a HubError with the reason and the remedy."""
     try:
         yield
@@ -140,8 +140,8 @@ def _explained(repo: str, revision: str) -> Iterator[None]:
         raise HubError(
             f"{repo} at {revision}: cannot be fetched ({_first_line(error)}): check the connection"
         ) from None
-    except hub_errors.EntryNotFoundError as error:
-        raise HubError(f"{repo} at {revision}: no such file ({_first_line(error)})") from None
+    except hub_errors.EntryNotFoundError:
+        raise HubError(f"{repo} at {revision}: no file {file}: name one that it has") from None
     except hub_errors.HFValidationError as error:
         raise HubError(f"{repo}: not a name on the Hub, which has the form owner/name ({_first_line(error)})") from None
     except hub_errors.HfHubHTTPError as error:

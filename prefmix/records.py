@@ -34,7 +34,7 @@ class Stream(Protocol):
 
 @dataclass
 class Chunk:
-    """Some records in file order. `rows[i]` is {} where `faults[i]` says why there is no record, and `raw[i]` is its text."""
+    """Some records in file order. Where `faults[i]` says why there is none, `rows[i]` is {} and `raw[i]` its text."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
@@ -63,7 +63,7 @@ def json_array(data: bytes) -> Iterator[Chunk]:
     A streaming JSON parser would need less memory, but those at hand (yajl) turn a lone surrogate into "?" without a
     word and refuse long integers; so the elements are found here and parsed one by one like JSON lines.
     """
-    start = _SPACE.match(data, 3 if data.startswith(_BOM) else 0).end()  # ty: ignore[unresolved-attribute]
+    start = _skip_space(data, 3 if data.startswith(_BOM) else 0, len(data))
     opening = data[start : start + 1]
     if opening == b"{":
         start = _only_array(data, start)
@@ -71,7 +71,7 @@ def json_array(data: bytes) -> Iterator[Chunk]:
         raise Unreadable("it begins with neither [ nor {: write one JSON object a line and name the file .jsonl")
     numbered, line, counted = [], 1, 0
     for begin, end in _elements(data, start, closed=opening == b"["):
-        begin = _SPACE.match(data, begin, end).end()  # ty: ignore[unresolved-attribute]
+        begin = _skip_space(data, begin, end)
         line += data.count(b"\n", counted, begin)
         counted = begin
         numbered.append((line, data[begin:end]))
@@ -209,7 +209,14 @@ def json_type(value: object) -> str:
         return "a boolean"
     if isinstance(value, int | float):
         return "a number"
-    return {str: "text", list: "a list", dict: "an object"}[type(value)]
+    if isinstance(value, str):
+        return "text"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _skip_space(data: bytes, start: int, end: int) -> int:
+    space = _SPACE.match(data, start, end)
+    return space.end() if space else start
 
 
 def _elements(data: bytes, start: int, closed: bool) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import json
 import re
 import subprocess
 import sys
@@ -799,6 +800,10 @@ def test_the_schema_takes_what_loads_and_refuses_what_does_not(path):
     assert [error.message for error in validator.iter_errors(recipe)] == []
     for change in ({"seed": "1"}, {"sources": {}}, {"name": "A B"}, {"nme": 1}, {"splits": {"test": 1.0}}, {"root": 1}):
         assert not validator.is_valid({**recipe, **change}), change
+
+
+def test_every_pattern_of_the_schema_has_words():
+    assert set(re.findall(r'"(\^[^"]*\$)"', json.dumps(json_schema()).replace("\\\\", "\\"))) == set(problems.PATTERNS)
 
 
 def test_the_examples_in_the_docstrings_are_true():

@@ -79,8 +79,6 @@ def explain(error: ValidationError, schema: Schema, data: object) -> list[Findin
         elif item["loc"][-1] == "[key]":
             rule = PATTERNS.get(item.get("ctx", {}).get("pattern", ""), "text that is not empty")
             found[path] = Finding(path, f"expected {rule} as the key")
-        elif kind == "value_error":
-            found[path] = Finding(path, item["msg"].removeprefix("Value error, "))
         else:
             found[path] = _wrong_value(path, _value(data, path), _at(schema, path))
     return [

@@ -150,7 +150,7 @@ def resolve(name: str, spec: recipe.Source, root: Path) -> Source:
 
 
 def sniff(columns: Mapping[str, pl.DataType]) -> str | None:
-    """The format that some columns are in: the one with most of its columns there, required ones first; None if none fits."""
+    """The format that columns are in: the one that fits with most columns, required ones first. None if none fits."""
     best, best_score = None, (0, 0)
     for name, each in FORMATS.items():
         layout = best_layout(layouts(each), columns)

@@ -98,7 +98,7 @@ def cast(column: pl.Expr, have: pl.DataType, want: pl.DataType) -> pl.Expr:
             column = column.arr.to_list()
         return column.list.eval(cast(pl.element(), have.inner, want.inner)).cast(want)  # ty: ignore
     if isinstance(want, pl.Struct) and have != pl.Null:
-        fields = {each.name: each.dtype for each in have.fields}  # ty: ignore[unresolved-attribute]
+        fields = {each.name: each.dtype for each in have.fields}  # ty: ignore[missing-attribute]
         taken = [
             cast(column.struct.field(each.name), fields[each.name], each.dtype).alias(each.name)  # ty: ignore
             if each.name in fields

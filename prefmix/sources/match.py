@@ -47,7 +47,7 @@ def best_layout(several: Sequence[Layout], columns: Columns) -> Layout | None:
 def fitting_layout(
     format_name: str, several: Sequence[Layout], schemas: Mapping[str, Columns], renames: Mapping[str, str]
 ) -> Layout:
-    """The layout of all files (name -> columns). Raises a SourceError that names the file and the column that do not fit."""
+    """The layout of all files (name -> columns). Raises a SourceError that names the file and the column at fault."""
     known = sorted({name for layout in several for name in layout.types})
     for name, there in renames.items():
         if name not in known:

@@ -24,6 +24,7 @@ OPTIONS: dict[str, Any] = {}
 
 _ROLE_NAMES = {role: role for role in ROLES} | {"developer": "system", "function": "tool"}
 _ROLE = ROLE.str.to_lowercase()
+_IS_CHATML = pl.col("prompt").str.starts_with(chatml.START)
 
 
 def preference(scores: Sequence[str] = ("chosen_score", "rejected_score")) -> tuple[Layout, ...]:
@@ -102,13 +103,7 @@ def _answers_from_text(rows: pl.LazyFrame, prompt: pl.DataType | None) -> pl.Laz
             parsed[side] = _conversation(text)
             drops.append(invalid(parsed[side].is_null(), f"{side} is not ChatML, and there is no prompt beside it"))
         elif prompt == TEXT:
-            is_chatml = pl.col("prompt").str.starts_with(chatml.START)
-            answer = (
-                pl.when(text.str.starts_with(chatml.START))
-                .then(_conversation(text))
-                .otherwise(chatml.parse_answer(text))
-            )
-            parsed[side] = pl.when(is_chatml).then(answer).otherwise(turns(("assistant", text)))
+            parsed[side] = _answer(text)
             drops.append(invalid(parsed[side].is_null(), f"{side} is not ChatML, but the prompt is"))
         else:
             parsed[side] = turns(("assistant", text))
@@ -117,15 +112,22 @@ def _answers_from_text(rows: pl.LazyFrame, prompt: pl.DataType | None) -> pl.Laz
 
 def _prompt_from_text(rows: pl.LazyFrame) -> pl.LazyFrame:
     text = pl.col("prompt")
-    is_chatml = text.str.starts_with(chatml.START)
-    prompt = pl.when(is_chatml).then(_conversation(text)).otherwise(turns(("user", text)))
+    prompt = pl.when(_IS_CHATML).then(_conversation(text)).otherwise(turns(("user", text)))
     return mark(rows, [invalid(prompt.is_null(), "prompt begins as ChatML but is not well-formed")]).with_columns(
         prompt
     )
 
 
+def _answer(text: pl.Expr) -> pl.Expr:
+    """MESSAGES of an answer, or of a whole conversation, beside a `prompt` that may be ChatML."""
+    of_chatml = pl.when(_IS_CHATML).then(text)  # null elsewhere: parsing all that other text would take long
+    answer = pl.coalesce(chatml.parse_answer(of_chatml), _conversation(of_chatml))
+    return pl.when(_IS_CHATML).then(answer).otherwise(turns(("assistant", text)))
+
+
 def _conversation(text: pl.Expr) -> pl.Expr:
     """MESSAGES of ChatML text, with or without the header of an answer at its end; null if it is not ChatML."""
+    text = pl.when(text.str.starts_with(chatml.START)).then(text)
     return pl.coalesce(chatml.parse_prompt(text), chatml.parse(text.str.strip_suffix("\n")))
 
 
@@ -141,8 +143,7 @@ def _read_text(rows: pl.LazyFrame, options: Mapping[str, Any], seed: int) -> pl.
 
 def _read_completion(rows: pl.LazyFrame, options: Mapping[str, Any], seed: int) -> pl.LazyFrame:
     answer = pl.col("completion")
-    is_chatml = pl.col("prompt").str.starts_with(chatml.START)
-    parsed = pl.when(is_chatml).then(chatml.parse_answer(answer)).otherwise(turns(("assistant", answer)))
+    parsed = _answer(answer)
     rows = mark(rows, [invalid(parsed.is_null(), "completion is not ChatML, but the prompt is")])
     return _read_completion_messages(_prompt_from_text(rows.with_columns(completion=parsed)), options, seed)
 

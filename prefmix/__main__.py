@@ -1,0 +1,5 @@
+"""`python -m prefmix`."""
+
+from prefmix.cli import main
+
+main()

@@ -1,0 +1,97 @@
+"""The group of commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, NoReturn
+
+import click
+
+from prefmix.errors import PrefmixError
+
+#: Where each command lives and what it does: the help page needs no import of the modules.
+COMMANDS = {
+    "init": ("prefmix.cli.recipes", "Write a starter recipe for data files, or copy a shipped recipe."),
+    "check": ("prefmix.cli.recipes", "Check a recipe and say what a build would read."),
+    "schema": ("prefmix.cli.recipes", "Print the JSON Schema of recipes, for editors."),
+    "sources": ("prefmix.cli.recipes", "List the formats that can be read, or show the data card of one."),
+    "build": ("prefmix.cli.builds", "Build a mixture from a recipe."),
+    "show": ("prefmix.cli.mixtures", "Show what is in a mixture and what became of the rows that are not."),
+    "diff": ("prefmix.cli.mixtures", "Say which rows came, went or moved between two mixtures, and why."),
+    "drops": ("prefmix.cli.mixtures", "List the rows that are not in a mixture, with their reasons."),
+    "why": ("prefmix.cli.mixtures", "Tell the story of one row: why it is in a mixture, or why not."),
+    "list": ("prefmix.cli.mixtures", "List the mixtures in the store and their versions."),
+    "rm": ("prefmix.cli.mixtures", "Remove a version of a mixture."),
+}
+
+
+class Commands(click.Group):
+    """Imports the module of a command when the command is run; suggests the nearest name for one that is unknown."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return getattr(import_module(COMMANDS[cmd_name][0]), f"{cmd_name}_command")
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from difflib import get_close_matches
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(version("prefmix"), prog_name="prefmix")
+def prefmix() -> None:
+    """Curate and mix preference and SFT data sets into versioned, explainable mixtures."""
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits: 0 ok, 1 expected failure, 2 usage or recipe, 3 a gate failed, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command; gives its exit code. An error is a line on stderr; PREFMIX_DEBUG=1 adds the traceback."""
+    try:
+        prefmix.main(arguments, prog_name="prefmix", standalone_mode=False)
+    except PrefmixError as error:
+        return _failed(str(error), error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _failed("interrupted", 130)
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except BrokenPipeError:  # the reader went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("PREFMIX_DEBUG") == "1":
+            raise
+        return _failed(f"unexpected {type(error).__name__}: {error}\nThis is a defect of prefmix. Run again with "
+                       f"PREFMIX_DEBUG=1 and report what it prints.", 1)  # fmt: skip
+    return 0
+
+
+def _failed(text: str, code: int) -> int:
+    if os.environ.get("PREFMIX_DEBUG") == "1":
+        traceback.print_exc()
+    lines = [line for line in text.splitlines() if line]
+    click.echo("\n".join([f"{click.style('error:', fg='red', bold=True)} {lines[0]}", *lines[1:]]), err=True)
+    return code

@@ -1,0 +1,230 @@
+"""What a mixture looks like on the screen: funnel, sources, splits, what was reported. `build` and `show` share it.
+
+Each page takes the manifest of a mixture, or what a dry run has in its place (`funnel`, `sources`, `subsets`, `audit`),
+and gives a Rich renderable without a heading. Colours have meanings: cyan is a row in the mixture, yellow one that is
+not (or something to look at), dim is beside the point. Text of the user's goes in as `Text`, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.segment import Segment
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+Manifest = Mapping[str, Any]
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_TOP_REASONS = 3
+_CHANGES = {"swap": "chosen and rejected swapped", "strip": "special tokens stripped"}
+
+
+def funnel_page(manifest: Manifest) -> RenderableType:
+    """From rows read to rows in the mixture, with the reasons of every stage.
+
+    A thick bar is a share of the rows read, a thin one a share of the rows dropped.
+    """
+    funnel = manifest["funnel"]
+    read, kept = funnel[0]["out"], funnel[-1]["out"]
+    lost = sum(count for stage in funnel for count in stage["dropped"].values())
+    table = grid("", ">rows", ">of read", "")
+    table.add_row("read", f"{read:,}", "", Bar(read, read))
+    for number, stage in enumerate(funnel[1:], 2):
+        for reason, count in by_count(stage["dropped"]):
+            bar = Bar(count, lost, "yellow", thin=True)
+            table.add_row(f"  {reason}", Text(f"−{count:,}", "yellow"), Text(percent(count, read), "dim"), bar)
+        if stage.get("added"):
+            table.add_row("  copies (repeat)", f"+{stage['added']:,}", Text(percent(stage["added"], read), "dim"), "")
+        if number < len(funnel):
+            line = f"left after {stage['stage']}", f"{stage['out']:,}", percent(stage["out"], read)
+            table.add_row(*(Text(cell, "dim") for cell in line), Bar(stage["out"], read, "dim cyan"))
+    line = (Text("in the mixture", "bold"), Text(f"{kept:,}", "bold"), Text(percent(kept, read), "dim"))
+    table.add_row(*line, Bar(kept, read))
+    return Trimmed(table)
+
+
+def sources_page(manifest: Manifest, rows: Mapping[str, int] | None = None) -> RenderableType:
+    """A line per source, in the order of their priority, with its share of the mixture, and below it what it is.
+
+    `rows` gives the rows that each source has in the mixture, where copies make them more than the distinct rows kept.
+    """
+    sources = manifest["sources"]
+    rows = rows or {name: entry["kept"] for name, entry in sources.items()}
+    total = sum(rows.values())
+    table = grid("source", ">read", ">kept", ">", ">of the mixture", "", ">dropped", header=True)
+    origins = grid("", "*")
+    for name, entry in sources.items():
+        dropped, own = sum(entry["dropped"].values()), rows.get(name, 0)
+        cells = [
+            Text(name),
+            f"{entry['read']:,}",
+            f"{entry['kept']:,}",
+            Text(percent(entry["kept"], entry["read"]), "dim"),
+        ]
+        cells += [percent(own, total), Bar(own, total, width=12), Text(f"{dropped:,}", "yellow" if dropped else "")]
+        table.add_row(*cells)
+        origins.add_row(Text(name), _origin(entry))
+        if dropped:
+            origins.add_row("", Text(f"dropped: {top_reasons(entry['dropped'])}", "dim"))
+    return Trimmed(Group(table, "", origins))
+
+
+def splits_page(manifest: Manifest) -> RenderableType:
+    """Rows of every split of every subset, and tokens where a tokenizer counted them."""
+    entries = [(subset, *item) for subset, splits in manifest["subsets"].items() for item in splits.items()]
+    total = sum(entry["rows"] for *_, entry in entries)
+    counted = any(entry.get("tokens") is not None for *_, entry in entries)
+    table = grid("subset", "split", ">rows", ">", *([">tokens"] if counted else []), "", header=True)
+    previous = ""
+    for subset, split, entry in entries:
+        tokens = [f"{entry['tokens']:,}" if entry.get("tokens") is not None else ""] if counted else []
+        shown = "" if subset == previous else subset
+        share, bar = Text(percent(entry["rows"], total), "dim"), Bar(entry["rows"], total)
+        table.add_row(shown, split, f"{entry['rows']:,}", share, *tokens, bar)
+        previous = subset
+    return Trimmed(table)
+
+
+def audit_page(manifest: Manifest) -> RenderableType | None:
+    """What was seen in rows that stayed: reported rules, changes, repeated prompts, length bias, scores. None where no
+    row stayed."""
+    audit = {name: entry for name, entry in manifest["audit"].items() if entry["rows"]}
+    if not audit:
+        return None
+    seen = [(name, what, count, entry["rows"]) for name, entry in audit.items() for what, count in _seen(entry)]
+    counts = grid("source", "seen in rows that stayed", ">rows", ">of kept", header=True)
+    previous = ""
+    for name, what, count, of in seen:
+        shown = "" if name == previous else name
+        counts.add_row(Text(shown), what, f"{count:,}", Text(percent(count, of), "dim"))
+        previous = name
+    pages: list[RenderableType] = [counts] if seen else [Text("No rule that is set to report applies.", "dim")]
+    if any("length_bias" in entry for entry in audit.values()):
+        pages += ["", _length_bias(audit)]
+    if any("scores" in entry for entry in audit.values()):
+        pages += ["", _scores(audit)]
+    return Trimmed(Group(*pages))
+
+
+def titled(title: str, body: RenderableType, note: str = "") -> RenderableType:
+    """A page under its heading, with a blank line above."""
+    return Group("", Text.assemble((title, "bold"), (f"   {note}" if note else "", "dim")), body)
+
+
+def by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """The most frequent first; equal ones by name."""
+    return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+
+
+def top_reasons(dropped: Mapping[str, int]) -> str:
+    """`filter/tie 3, dedupe/pair 2, filter/inverted 2, others 6`."""
+    ranked = by_count(dropped)
+    named = ", ".join(f"{reason} {count:,}" for reason, count in ranked[:_TOP_REASONS])
+    others = sum(count for _, count in ranked[_TOP_REASONS:])
+    return named + (f", others {others:,}" if others else "")
+
+
+def percent(part: float, whole: float) -> str:
+    """`12.3%`; `<0.1%` for what is there but would be rounded away; nothing of nothing is nothing."""
+    if not whole:
+        return ""
+    share = 100 * part / whole
+    return "<0.1%" if 0 < share < 0.05 else f"{share:.1f}%"
+
+
+def grid(*columns: str, header: bool = False) -> Table:
+    """A table without lines. A column's name starts with `>` to align it right, with `*` to let it wrap."""
+    table = Table(box=None, show_header=header, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in columns:
+        wraps = name.startswith("*")
+        justify, overflow = ("right" if name.startswith(">") else "left"), ("fold" if wraps else "ellipsis")
+        table.add_column(name.lstrip(">*"), justify=justify, no_wrap=not wraps, overflow=overflow)  # ty: ignore
+    return table
+
+
+class Bar:
+    """A bar of `value` out of `most`, at most `width` cells wide; whatever is above zero shows as something.
+
+    Eighths of a block where the terminal has them, `#` and `-` where it has ASCII only.
+    """
+
+    def __init__(self, value: float, most: float, style: str = "cyan", width: int = 36, thin: bool = False) -> None:
+        self.share = value / most if most > 0 else 0.0
+        self.style, self.width, self.thin = style, width, thin
+
+    def text(self, width: int, ascii_only: bool = False) -> str:
+        """The bar in `width` cells."""
+        eighths = max(round(self.share * width * 8), 1 if self.share > 0 else 0)
+        if ascii_only:
+            return ("-" if self.thin else "#") * -(-eighths // 8)
+        if self.thin:
+            return "━" * (eighths // 8) + ("╸" if eighths % 8 >= 3 or 0 < eighths < 8 else "")
+        return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Segment(self.text(min(self.width, options.max_width), options.ascii_only), Style.parse(self.style))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(8, options.max_width), min(self.width, options.max_width))
+
+
+class Trimmed:
+    """A page without the spaces that tables leave at the ends of lines."""
+
+    def __init__(self, page: RenderableType) -> None:
+        self.page = page
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in console.render_lines(self.page, options, pad=False):
+            while line and not line[-1].text.strip():
+                line.pop()
+            if line:
+                last = line.pop()
+                line.append(Segment(last.text.rstrip(), last.style))
+            yield from line
+            yield Segment.line()
+
+
+def _origin(entry: Mapping[str, Any]) -> Text:
+    """`Intel/orca_dpo_pairs@abcdef123456 · orca_dpo_pairs · apache-2.0`, as far as it is known."""
+    path = entry.get("hub") or entry.get("path") or []
+    place = path if isinstance(path, str) else ", ".join(path)
+    revision = f"@{entry['revision'][:12]}" if entry.get("revision") else ""
+    text = Text(" · ".join(part for part in (f"{place}{revision}", entry["format"]) if part), "dim")
+    if licence := entry.get("licence"):
+        text.append(" · ", "dim").append(*(("licence unknown", "yellow") if licence == "unknown" else (licence, "dim")))
+    return text
+
+
+def _seen(entry: Mapping[str, Any]) -> list[tuple[str, int]]:
+    found = by_count(entry["reported"])
+    found += [(_CHANGES.get(change, change), count) for change, count in by_count(entry["changed"])]
+    found.append(("prompt repeated in this source", entry["repeated_prompts"]))
+    found.append(("prompt in another source too", entry["prompts_in_other_sources"]))
+    return [(what, count) for what, count in found if count]
+
+
+def _length_bias(audit: Mapping[str, Any]) -> Table:
+    table = grid("source", ">chosen is longer", "", ">chosen, mean", ">rejected, mean", header=True)
+    for name, entry in audit.items():
+        if bias := entry.get("length_bias"):
+            longer = bias["chosen_longer"]
+            style = "yellow" if abs(longer - 0.5) > 0.25 else ""
+            means = (f"{bias[side]:,.0f} chars" for side in ("chosen_chars", "rejected_chars"))
+            table.add_row(Text(name), Text(percent(longer, 1), style), Bar(longer, 1, style or "cyan", 12), *means)
+    return table
+
+
+def _scores(audit: Mapping[str, Any]) -> Table:
+    table = grid("source", ">scored", "score", ">min", ">median", ">max", header=True)
+    for name, entry in audit.items():
+        if scores := entry.get("scores"):
+            for which in ("chosen", "rejected", "margin"):
+                head = (Text(name), f"{scores['rows']:,}") if which == "chosen" else ("", "")
+                table.add_row(*head, which, *(f"{scores[which][value]:.4g}" for value in ("min", "median", "max")))
+    return table

@@ -1,0 +1,109 @@
+"""Long work: it runs in a thread beside, so that Ctrl-C ends the command at once, with its stages as bars on stderr."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
+
+from prefmix.cli.screen import err
+
+Result = TypeVar("Result")
+#: `progress(stage, done, total)`, as the stages of a build call it.
+Progress = Callable[[str, int, int], None]
+
+#: What a stage is called on the screen, and what it counts ("" = nothing that means something to a reader).
+_STAGES = {
+    "read": ("reading", "sources"),
+    "filter": ("filtering", ""),
+    "tokens": ("counting tokens", "texts"),
+    "dedupe": ("removing duplicates", ""),
+    "mix": ("mixing", ""),
+    "write": ("writing", "rows"),
+}
+_WIDEST = max(len(label) for label, _ in _STAGES.values())
+_INTERRUPTED = 130
+
+
+def nothing_was_written() -> str:
+    """What an interrupted command says that writes nothing before its end."""
+    return "nothing was written"
+
+
+def run_beside(
+    work: Callable[[Progress], Result], *, abandon: Callable[[], str] = nothing_was_written, bars: bool = True
+) -> Result:
+    """Gives the result of `work(progress)`, or raises what it raises.
+
+    The work runs in a daemon thread: Polars and the tokenizers do not return to Python for seconds, and a signal is
+    only seen by a main thread that waits in Python. At Ctrl-C the process ends with exit code 130 without waiting for
+    the thread; `abandon` cleans up before that and says what became of the work.
+    """
+    try:
+        with _shown(bars) as progress:
+            return _in_thread(lambda: work(progress))
+    except KeyboardInterrupt:
+        _leave(abandon)
+
+
+def _in_thread(work: Callable[[], Result]) -> Result:
+    results: list[Result] = []
+    errors: list[BaseException] = []
+    ended = threading.Event()
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # raised again in the main thread
+            errors.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, name="prefmix-work", daemon=True).start()
+    ended.wait()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _leave(abandon: Callable[[], str]) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the cleaning up
+    err().show_cursor(True)
+    sys.stderr.write(f"interrupted: {abandon()}\n")
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(_INTERRUPTED)
+
+
+@contextmanager
+def _shown(bars: bool) -> Iterator[Progress]:
+    """A callback that draws a bar per stage on a terminal and does nothing elsewhere. The bars are gone afterwards."""
+    console = err()
+    if not bars or not console.is_terminal:
+        yield lambda stage, done, total: None
+        return
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(bar_width=24, complete_style="cyan", finished_style="dim", pulse_style="cyan"),
+        rich_progress.TextColumn("[dim]{task.fields[counted]}"),
+        rich_progress.TimeElapsedColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console, transient=True) as display:
+        tasks = {"": display.add_task("finding the inputs".ljust(_WIDEST), total=None, counted="")}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if "" in tasks:
+                display.remove_task(tasks.pop(""))
+            label, unit = _STAGES[stage]
+            if stage not in tasks:
+                tasks[stage] = display.add_task(label.ljust(_WIDEST), total=total, counted="")
+            counted = f"{done:,} of {total:,} {unit}" if unit else ""
+            display.update(tasks[stage], completed=done, total=total, counted=counted)
+
+        yield show

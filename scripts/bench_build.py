@@ -1,0 +1,271 @@
+"""How fast a build is, beside the same steps written with `datasets.map` and `filter` on two processes.
+
+    python scripts/bench_build.py [--data ../shared/data] [--tokenizer FOLDER] [--runs 3]
+
+Both sides read 115,337 real rows (six Parquet files of pairs, two of SFT rows), turn them into messages, judge them with
+the same rules, drop exact duplicates, assign splits by prompt, render ChatML, count tokens when there is a tokenizer, and
+write Arrow. prefmix also writes its ledger, digest, audit and card; the peer does not. Each side runs as a process of its
+own, in turn, and the medians are printed: wall time, and the peak of the proportional memory (PSS) of the process and its
+children. `--tokenizer` is a folder with a tokenizer.json (scripts/mistral_chatml_tokenizer.py makes the one of
+OpenHermes-2.5); with it, prefmix runs once with Hugging Face's tokenizers and once with gigatoken, if that is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+PAIRS = {
+    "intel": "orca_dpo_pairs/real_intel_rows.parquet",
+    "orca": "orca_dpo_pairs/converted.parquet",
+    "hh": "orca_dpo_pairs/converted_hh_harmless.parquet",
+    "ultrafeedback": "ultrafeedback_binarized/real_ultrafeedback_rows.parquet",
+    "alpaca_eval": "ultrafeedback_binarized/converted_alpaca_eval.parquet",
+    "other": "ultrafeedback_binarized/converted_other_scored.parquet",
+}
+CHATS = {"hermes": "openhermes/converted_hermes_sources.parquet", "t0": "openhermes/converted_t0_p3.parquet"}
+PROCESSES = 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data")
+    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--side", choices=["prefmix", "datasets"], help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not options.data.is_dir():
+        sys.exit(f"{options.data} is missing: give --data, the folder with orca_dpo_pairs/, ultrafeedback_binarized/, openhermes/")
+    if options.side == "prefmix":
+        return run_prefmix(options.data, options.tokenizer, options.out)
+    if options.side == "datasets":
+        return run_datasets(options.data, options.tokenizer, options.out)
+    compare(options.data, options.tokenizer, options.runs)
+
+
+def compare(data: Path, tokenizer: Path | None, runs: int) -> None:
+    sides = [("datasets map/filter", "datasets", {}), ("prefmix", "prefmix", {"PREFMIX_TOKENIZER": "tokenizers"})]
+    if tokenizer:
+        sides.append(("prefmix, gigatoken", "prefmix", {}))
+    found: dict[str, list[dict]] = {name: [] for name, _, _ in sides}
+    for _ in range(runs):
+        for name, side, environment in sides:
+            found[name].append(measure(side, data, tokenizer, environment))
+    peer_wall = median(run["wall_s"] for run in found["datasets map/filter"])
+    peer_memory = median(run["peak_mb"] for run in found["datasets map/filter"])
+    print(f"{'':22}{'rows in':>10}{'rows out':>10}{'wall s':>9}{'CPU s':>8}{'MB/s':>8}{'peak MB':>9}{'faster':>9}{'memory':>8}")
+    for name, runs_ in found.items():
+        wall, cpu, peak = (median(run[key] for run in runs_) for key in ("wall_s", "cpu_s", "peak_mb"))
+        last = runs_[-1]
+        print(f"{name:22}{last['read']:>10,}{last['kept']:>10,}{wall:>9.2f}{cpu:>8.2f}{last['text_mb'] / wall:>8.0f}{peak:>9.0f}"
+              f"{peer_wall / wall:>8.1f}x{peak / peer_memory:>8.2f}")  # fmt: skip
+    for name, runs_ in found.items():
+        if stages := runs_[-1].get("stages"):
+            whole = sum(stages.values())
+            print(f"\n{name}, share of each stage: " + ", ".join(f"{stage} {part / whole:.0%}" for stage, part in stages.items()))
+
+
+def measure(side: str, data: Path, tokenizer: Path | None, environment: dict[str, str]) -> dict:
+    """One run as a process of its own, timed from outside from its start to its end."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--side", side, "--data", str(data), "--out", folder]
+        command += ["--tokenizer", str(tokenizer)] if tokenizer else []
+        full = {**os.environ, **environment, "HF_HOME": folder, "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+        before = os.times()
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=full, stdout=subprocess.DEVNULL)
+        peak = 0.0
+        while process.poll() is None:
+            peak = max(peak, memory_mb(process.pid))
+            time.sleep(0.02)
+        wall = time.perf_counter() - started
+        after = os.times()
+        if process.returncode:
+            sys.exit(f"{side} failed with exit code {process.returncode}")
+        report = json.loads((Path(folder) / "report.json").read_text())
+        cpu = after.children_user + after.children_system - before.children_user - before.children_system
+        return {**report, "wall_s": wall, "cpu_s": cpu, "peak_mb": peak}
+
+
+def memory_mb(pid: int) -> float:
+    """Proportional set size of a process and its children (Linux); a page that two share counts half for each."""
+    total = 0.0
+    waiting = [pid]
+    while waiting:
+        each = waiting.pop()
+        try:
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+            for task in Path(f"/proc/{each}/task").iterdir():
+                waiting += map(int, (task / "children").read_text().split())
+        except (OSError, StopIteration):
+            continue
+    return total
+
+
+def run_prefmix(data: Path, tokenizer: Path | None, out: Path) -> None:
+    lines = ['name = "bench"']
+    for name, path in {**PAIRS, **CHATS}.items():
+        lines += [f"[sources.{name}]", f"path = {json.dumps(str(data.resolve() / path))}"]
+    if tokenizer:
+        lines += ["[format]", f"tokenizer = {json.dumps(str(tokenizer.resolve()))}"]
+    (out / "bench.toml").write_text("\n".join(lines))
+
+    from prefmix.build import build
+
+    stages: dict[str, float] = {}
+    last = [time.perf_counter(), "start"]
+
+    def progress(stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        stages[last[1]] = stages.get(last[1], 0.0) + now - last[0]
+        last[:] = [now, stage if done < total else "other"]
+
+    mixture = build(out / "bench.toml", store=out / "store", progress=progress)
+    progress("end", 1, 1)
+    sources = mixture.manifest["sources"].values()
+    text = sum(file["bytes"] for splits in mixture.manifest["subsets"].values() for entry in splits.values() for file in entry["files"])
+    report(out, sum(s["read"] for s in sources), sum(s["kept"] for s in sources), text, stages)
+
+
+def report(out: Path, read: int, kept: int, text_bytes: int, stages: dict[str, float] | None = None) -> None:
+    (out / "report.json").write_text(json.dumps({"read": read, "kept": kept, "text_mb": text_bytes / 1e6, "stages": stages}))
+
+
+def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
+    """The same steps as one would write them with `datasets`: batched maps, two processes, rules as compiled regexes."""
+    import re
+    import unicodedata
+    from hashlib import blake2b
+
+    import datasets
+
+    from prefmix.chatml import SPECIAL_TOKENS
+    from prefmix.filters import DISCLAIMER, PLACEHOLDER, REFUSAL
+
+    datasets.disable_progress_bars()
+    special, refusal, disclaimer = re.compile(SPECIAL_TOKENS), re.compile(REFUSAL), re.compile(DISCLAIMER)
+    placeholder = re.compile(re.sub(r"\(\?i:", "(?i:", PLACEHOLDER))
+    blank, words = re.compile(r"^[\s\u200b-\u200f\ufeff]*$"), re.compile(r"[^\w]+|_")
+    cut_off = re.compile(r"[\w,(\[{“‘]$")
+    counter = None
+    if tokenizer:
+        from tokenizers import Tokenizer
+
+        counter = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+
+    def squeeze(text: str) -> str:
+        return unicodedata.normalize("NFC", " ".join(text.split()))
+
+    def judge(prompt: list[str], answers: list[str], scores: tuple) -> str:
+        contents = [*prompt, *answers]
+        if any(special.search(text) for text in contents):
+            return "filter/injection"
+        if any(blank.match(text) for text in contents):
+            return "filter/empty"
+        if len(answers) == 2 and (answers[0] == answers[1] or squeeze(answers[0]) == squeeze(answers[1])):
+            return "filter/identical"
+        if scores[0] is not None and scores[1] is not None:
+            if scores[0] < scores[1]:
+                return "filter/inverted"
+            if scores[0] == scores[1]:
+                return "filter/tie"
+        opening = answers[0][:400]
+        if refusal.search(opening) and not disclaimer.search(opening):
+            return "filter/refusal"
+        return ""
+
+    def flags(prompt: list[str], answer: str) -> tuple[bool, bool, bool]:
+        """What is only reported."""
+        ending = answer.rstrip()
+        unfinished = len(ending) >= 200 and bool(cut_off.search(ending[-1])) and len(ending.rsplit("\n", 1)[-1]) > 40
+        return bool(disclaimer.search(answer[:400])), any(placeholder.search(t) for t in [*prompt, answer]), unfinished
+
+    def pairs(batch: dict) -> dict:
+        rows = len(batch["question" if "question" in batch else "instruction"])
+        orca = "question" in batch
+        system = batch.get("system") or [""] * rows
+        result: dict = {key: [] for key in ("id", "prompt", "chosen", "rejected", "prompt_text", "reason", "flags")}
+        for n in range(rows):
+            user = batch["question" if orca else "instruction"][n]
+            chosen, rejected = (batch[key if orca else f"{key}_response"][n] for key in ("chosen", "rejected"))
+            scores = (None, None) if orca else (batch["chosen_avg_rating"][n], batch["rejected_avg_rating"][n])
+            prompt = [system[n], user] if system[n] else [user]
+            result["reason"].append(judge(prompt, [chosen, rejected], scores))
+            result["flags"].append(flags(prompt, chosen))
+            turns = [f"<|im_start|>system\n{system[n]}<|im_end|>\n"] if system[n] else []
+            turns.append(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n")
+            result["prompt"].append("".join(turns))
+            result["chosen"].append(f"{chosen}<|im_end|>")
+            result["rejected"].append(f"{rejected}<|im_end|>")
+            result["prompt_text"].append(user)
+            content = "\x00".join([*prompt, chosen, rejected])
+            result["id"].append(blake2b(content.encode(), digest_size=16).hexdigest())
+        return result
+
+    def chats(batch: dict) -> dict:
+        result: dict = {key: [] for key in ("id", "text", "answer", "prompt_text", "reason", "flags")}
+        for instruction, given, output in zip(batch["instruction"], batch["input"], batch["output"], strict=True):
+            user = f"{instruction}\n{given}" if given else instruction
+            result["reason"].append(judge([user], [output], (None, None)))
+            result["flags"].append(flags([user], output))
+            result["text"].append(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{output}<|im_end|>")
+            result["answer"].append(output)
+            result["prompt_text"].append(user)
+            result["id"].append(blake2b(f"{user}\x00{output}".encode(), digest_size=16).hexdigest())
+        return result
+
+    def split_point(batch: dict) -> dict:
+        normal = [words.sub(" ", unicodedata.normalize("NFKC", text.lower())).strip() for text in batch["prompt_text"]]
+        points = [int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64 for text in normal]
+        return {"split": ["test" if point < 0.02 else "train" for point in points]}
+
+    def count_tokens(batch: dict) -> dict:
+        names = [name for name in ("prompt", "chosen", "rejected", "text") if name in batch]
+        encoded = {name: counter.encode_batch_fast(batch[name], add_special_tokens=False) for name in names}
+        return {f"{name}_tokens": [len(encoding) for encoding in encodings] for name, encodings in encoded.items()}
+
+    read = kept = text_bytes = 0
+    for subset, files, convert, contents in (("preference", PAIRS, pairs, ("chosen", "rejected")), ("sft", CHATS, chats, ("answer",))):
+        parts = []
+        for source, path in files.items():
+            rows = datasets.load_dataset("parquet", data_files=str(data / path), split="train")
+            read += len(rows)
+            rows = rows.map(convert, batched=True, num_proc=PROCESSES, remove_columns=rows.column_names)
+            parts.append(rows.add_column("source", [source] * len(rows)))
+        whole = datasets.concatenate_datasets(parts)
+        whole = whole.filter(lambda batch: [not reason for reason in batch["reason"]], batched=True, num_proc=PROCESSES)
+        seen: set[tuple] = set()
+
+        def is_first(batch: dict, contents: tuple = contents, seen: set = seen) -> list[bool]:
+            verdicts = []
+            for row in zip(batch["prompt_text"], *(batch[name] for name in contents), strict=True):
+                key = hash(row)
+                verdicts.append(key not in seen)
+                seen.add(key)
+            return verdicts
+
+        whole = whole.filter(is_first, batched=True)  # one process: the set must see every row
+        whole = whole.map(split_point, batched=True, num_proc=PROCESSES)
+        if counter:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # two processes of one thread each
+            whole = whole.map(count_tokens, batched=True, num_proc=PROCESSES)
+        drop = [name for name in ("prompt_text", "reason", "flags", "answer") if name in whole.column_names]
+        for split in ("train", "test"):
+            part = whole.filter(lambda batch, split=split: [s == split for s in batch["split"]], batched=True, num_proc=PROCESSES)
+            part.remove_columns(drop).save_to_disk(out / "peer" / subset / split)
+            kept += len(part)
+    text_bytes = sum(path.stat().st_size for path in (out / "peer").rglob("*.arrow"))
+    report(out, read, kept, text_bytes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The documentation is what the code says: generated parts are up to date, examples do what is shown."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefmix.errors import RecipeError
+from prefmix.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_docs():
+    """scripts/make_docs.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "scripts" / "make_docs.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_docs"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+MAKE_DOCS = make_docs()
+
+
+def blocks(page, language):
+    """The fenced blocks of a page."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", MAKE_DOCS.PAGES)
+def test_generated_parts_are_up_to_date(page):
+    written = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert MAKE_DOCS.PAGES[page](written) == written, "run python scripts/make_docs.py"
+
+
+def test_a_page_without_its_marks_is_refused():
+    with pytest.raises(ValueError, match="no marks for 'reference'"):
+        MAKE_DOCS.recipes("# Recipes\n")
+
+
+def test_the_example_recipe_loads_and_the_wrong_one_is_told_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    good, wrong = blocks("recipes.md", "toml")
+    (output,) = blocks("recipes.md", "text")
+    Path("mymix.toml").write_text(good)
+    assert (
+        load_recipe("mymix.toml", ["sources.mine.take=100", "filter.min_margin=report"]).filter.min_margin == "report"
+    )
+    Path("mymix.toml").write_text(wrong)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("mymix.toml")
+    assert str(caught.value) == output.strip()
+
+
+def test_the_reference_names_every_key_and_table():
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for heading in (
+        "Top level",
+        "`[sources.<name>]`",
+        "`[dedupe.near]`",
+        "`[decontaminate.against.<name>]`",
+        "`[[train.stages]]`",
+    ):
+        assert f"### {heading}" in text
+    for key in ("seed", "where", "max_answer_tokens", "shingle_unit", "fields", "min_stop_rate", "label_smoothing"):
+        assert f"| `{key}` |" in text
