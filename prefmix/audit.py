@@ -12,7 +12,7 @@ from prefmix.recipe import Filter
 from prefmix.schema import Kind, answers, prompt_text
 
 
-def report(rows: pl.LazyFrame, settings: Filter, kind: Kind) -> dict[str, dict[str, Any]]:
+def report(rows: pl.DataFrame, settings: Filter, kind: Kind) -> dict[str, dict[str, Any]]:
     """Per source, of its living rows: the `audit` part of a mixture's manifest.
 
         {"orca": {"rows": 12000, "reported": {"filter/cut_off": 31}, "changed": {"swap": 2},
@@ -23,7 +23,7 @@ def report(rows: pl.LazyFrame, settings: Filter, kind: Kind) -> dict[str, dict[s
     `repeated_prompts` counts the rows whose prompt another row of the same source has; lengths are means in characters;
     `chosen_longer` is the share of pairs whose chosen answer is the longer one; score summaries are min, median, max.
     """
-    alive = rows.filter(ALIVE).collect().lazy()  # apart: see dedupe._keys
+    alive = rows.filter(ALIVE).lazy()
     prompt = prompt_text(kind).hash()
     reports = filters.rules(settings, kind, "report")
     columns = [pl.col("source").cast(pl.String), prompt.alias("prompt"), "changes"]

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
 from prefmix import audit, card, chatml, dedupe, filters, mix, sources, tokens
-from prefmix.digest import SplitDigest, mixture_digest
+from prefmix.digest import mixture_digest
 from prefmix.errors import BuildError, UsageError
 from prefmix.ledger import ALIVE, CHANGES, check_conservation, ledger, mark
 from prefmix.mixture import Mixture, columns, recorded, write_split
@@ -33,6 +35,8 @@ from prefmix.store import Store, write_durably
 
 #: Called as `progress(stage, done, total)`; `done` counts sources, rows or texts of the stage.
 Progress = Callable[[str, int, int], None]
+
+K, V = TypeVar("K"), TypeVar("V")
 
 STAGES = ("source", "filter", "decontaminate", "dedupe", "mix")
 
@@ -152,30 +156,35 @@ def curate(planned: Plan, limit: int | None = None, progress: Progress = _silent
     without the shares of [mix], which so few rows need not allow."""
     recipe = planned.recipe
     shares = recipe.mix if limit is None else Mix()
-    rows = _read(planned, limit, progress)
-    audited: dict[str, Any] = {}
-    for number, kind in enumerate(rows):
-        progress("filter", number, len(rows))
-        rows[kind] = filters.apply(rows[kind].lazy(), recipe.filter, kind).collect()
-        rows[kind] = chatml.with_system(rows[kind].lazy(), kind, recipe.format.system).collect()
-        if planned.tokenizer and (limits := filters.in_tokens(recipe.filter, kind)):
-            rows[kind] = mark(_count_alive(rows[kind], kind, planned, progress).lazy(), limits).collect()
-    progress("filter", len(rows), len(rows))
+    count_tokens = partial(_count_tokens, planned, progress)
+
+    def filtered(kind: Kind) -> pl.DataFrame:
+        marked = filters.apply(read[kind], recipe.filter, kind)
+        marked = chatml.with_system(marked, kind, recipe.format.system)
+        limits = filters.in_tokens(recipe.filter, kind)
+        return mark(count_tokens(marked, kind), limits) if limits else marked
+
+    def mixed(kind: Kind) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
+        audited = audit.report(rows[kind], recipe.filter, kind)
+        sampled = mix.sample(rows[kind], kind, recipe.sources, shares, recipe.seed)
+        kept = mix.split(sampled, kind, recipe.splits, recipe.seed)
+        if planned.tokenizer and "prompt_tokens" not in kept.columns:
+            kept = count_tokens(kept, kind)
+        return sampled, kept, audited
+
+    read = _read(planned, limit, progress)
+    rows = _side_by_side("filter", filtered, read, progress)
     progress("dedupe", 0, 1)
-    lazy = dedupe.exact({kind: frame.lazy() for kind, frame in rows.items()}, recipe.dedupe)
-    rows = {kind: frame.collect() for kind, frame in lazy.items()}
+    rows = dedupe.exact(rows, recipe.dedupe)
     progress("dedupe", 1, 1)
-    kept = {}
-    for number, kind in enumerate(rows):
-        progress("mix", number, len(rows))
-        audited |= audit.report(rows[kind].lazy(), recipe.filter, kind)
-        rows[kind] = mix.sample(rows[kind].lazy(), kind, recipe.sources, shares, recipe.seed).collect()
-        kept[kind] = mix.split(rows[kind].lazy(), kind, recipe.splits, recipe.seed)
-        if planned.tokenizer and "prompt_tokens" not in kept[kind].columns:
-            kept[kind] = tokens.count(kept[kind], kind, planned.tokenizer, lambda done, of: progress("tokens", done, of))
-    progress("mix", len(rows), len(rows))
-    curated = Curated(planned, rows, kept, audited)
-    _check(curated)
+    results = _side_by_side("mix", mixed, rows, progress)
+    curated = Curated(
+        planned,
+        rows={kind: sampled for kind, (sampled, _, _) in results.items()},
+        kept={kind: kept for kind, (_, kept, _) in results.items()},
+        audit={source: entry for _, _, audited in results.values() for source, entry in audited.items()},
+    )
+    _check(read, curated)
     return curated
 
 
@@ -253,38 +262,46 @@ def _manifest(curated: Curated, subsets: Mapping[str, Any], digest: str) -> dict
 def _read(planned: Plan, limit: int | None, progress: Progress) -> dict[Kind, pl.DataFrame]:
     """The rows of all sources by kind; `source` becomes an Enum in the order of the recipe, which is their priority."""
     priority = pl.Enum(list(planned.sources))
-    frames: dict[Kind, list[pl.DataFrame]] = {}
-    for number, (name, source) in enumerate(planned.sources.items()):
-        progress("read", number, len(planned.sources))
-        frame = source.read(planned.recipe.seed, limit)
-        frame = frame.with_columns(pl.col("source").cast(priority), NO_CHANGES)
-        frames.setdefault(source.kind, []).append(frame)
-    progress("read", len(planned.sources), len(planned.sources))
-    return {kind: pl.concat(frames[kind]) for kind in KINDS if kind in frames}
+
+    def read(name: str) -> pl.DataFrame:
+        frame = planned.sources[name].read(planned.recipe.seed, limit)
+        return frame.with_columns(pl.col("source").cast(priority), NO_CHANGES)
+
+    frames = _side_by_side("read", read, planned.sources, progress)
+    by_kind = {kind: [frame for name, frame in frames.items() if planned.sources[name].kind == kind] for kind in KINDS}
+    return {kind: pl.concat(found) for kind, found in by_kind.items() if found}
 
 
-def _count_alive(rows: pl.DataFrame, kind: Kind, planned: Plan, progress: Progress) -> pl.DataFrame:
-    """The rows with token counts, null for those that are dropped already."""
+def _side_by_side(stage: str, work: Callable[[K], V], keys: Iterable[K], progress: Progress) -> dict[K, V]:
+    """`{key: work(key)}`, two at a time: much of the work on one frame keeps one core busy."""
+    todo, done = list(keys), {}
+    with ThreadPoolExecutor(min(2, pl.thread_pool_size())) as pool:
+        for key, result in zip(todo, pool.map(work, todo), strict=True):
+            progress(stage, len(done), len(todo))
+            done[key] = result
+    progress(stage, len(todo), len(todo))
+    return done
+
+
+def _count_tokens(planned: Plan, progress: Progress, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """The rows with token counts, null for those that are dropped."""
     assert planned.tokenizer is not None
     indexed = rows.with_row_index("_index")
-    alive = indexed.filter(ALIVE)
-    counted = tokens.count(alive, kind, planned.tokenizer, lambda done, of: progress("tokens", done, of))
+    counted = tokens.count(indexed.filter(ALIVE), kind, planned.tokenizer, partial(progress, "tokens"))
     names = [name for name in counted.columns if name not in indexed.columns]
     return indexed.join(counted.select("_index", *names), on="_index", how="left", maintain_order="left").drop("_index")
 
 
-def _check(curated: Curated) -> None:
-    read: dict[str, int] = {}
-    kept: dict[str, int] = {}
-    for frame in curated.rows.values():
-        read |= dict(frame.group_by(pl.col("source").cast(pl.String)).len().rows())
-    for frame in curated.kept.values():
-        kept |= dict(frame.group_by(pl.col("source").cast(pl.String)).len().rows())
-    check_conservation(read, kept, {source: sum(reasons.values()) for source, reasons in curated.dropped().items()})
+def _check(read: Mapping[Kind, pl.DataFrame], curated: Curated) -> None:
+    def by_source(frames: Iterable[pl.DataFrame]) -> dict[str, int]:
+        return {source: rows for frame in frames for source, rows in frame.group_by(pl.col("source").cast(pl.String)).len().rows()}
+
+    dropped = {source: sum(reasons.values()) for source, reasons in curated.dropped().items()}
+    check_conservation(by_source(read.values()), by_source(curated.kept.values()), dropped)
 
 
 def _ledger(curated: Curated) -> pl.DataFrame:
-    parts = pl.concat(ledger(frame.lazy(), kind) for kind, frame in curated.rows.items()).collect()
+    parts = pl.concat(ledger(frame, kind) for kind, frame in curated.rows.items())
     return parts.sort("kind", "source", "source_row")
 
 

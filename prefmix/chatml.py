@@ -66,7 +66,7 @@ def parse_answer(text: pl.Expr) -> pl.Expr:
     return parse(pl.concat_str(pl.lit(ANSWER_HEADER), text))
 
 
-def with_system(rows: pl.LazyFrame, kind: Kind, system: str) -> pl.LazyFrame:
+def with_system(rows: pl.DataFrame, kind: Kind, system: str) -> pl.DataFrame:
     """Applies `[format] system`: "keep" leaves the system messages, "drop" removes them, any other text is the system
     message of the rows that have none."""
     if system == "keep":

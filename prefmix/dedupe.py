@@ -13,17 +13,17 @@ import polars as pl
 
 from prefmix.ledger import ALIVE, Drop, mark
 from prefmix.recipe import Dedupe
-from prefmix.schema import Kind, contents, last_content, prompt_text
+from prefmix.schema import Kind, contents, prompt_text
 
 #: The columns by which rows compete, best first. `source` is an Enum in the order of the recipe.
 RANK = ("source", "margin", "id", "chosen_score", "rejected_score", "source_row")
 _RANK_DESCENDING = [False, True, False, False, False, False]
 
 
-def exact(rows: dict[Kind, pl.LazyFrame], settings: Dedupe) -> dict[Kind, pl.LazyFrame]:
+def exact(rows: dict[Kind, pl.DataFrame], settings: Dedupe) -> dict[Kind, pl.DataFrame]:
     """Marks the rows that repeat another one, with the survivor in `kept_id`."""
     rows = {kind: frame.with_row_index("_index") for kind, frame in rows.items()}
-    keys = {kind: _keys(frame.filter(ALIVE).collect().lazy(), kind) for kind, frame in rows.items()}
+    keys = {kind: _keys(frame.filter(ALIVE), kind) for kind, frame in rows.items()}
     if settings.exact != "off":
         for kind in rows:
             keys[kind], rows[kind] = _drop_beyond(keys[kind], rows[kind], _PAIR, 1, "dedupe/pair")
@@ -43,33 +43,27 @@ def exact(rows: dict[Kind, pl.LazyFrame], settings: Dedupe) -> dict[Kind, pl.Laz
 # Two texts are taken as equal when two 64-bit hashes with different seeds agree (2**-128 a pair). The hashes live and
 # die with the process: nothing that is written depends on their values.
 _PROMPT = ("prompt_a", "prompt_b")
-_PAIR = (*_PROMPT, "answers_a", "answers_b")
+_CHOSEN = (*_PROMPT, "best_a", "best_b")
+_PAIR = (*_CHOSEN, "other_a", "other_b")
 
 
-def _keys(rows: pl.LazyFrame, kind: Kind) -> pl.DataFrame:
-    """Rows as hashes, in the order of their rank.
-
-    `rows` must not filter: where a filter leaves nothing of a batch, Polars 2.1 streams an empty one into `format`,
-    which then panics on `list.last()`.
-    """
-    parts = ("chosen", "rejected") if kind == "preference" else ("messages",)
+def _keys(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """Rows as hashes, in the order of their rank."""
     if kind == "preference":
-        answers = [contents(part) for part in parts]
+        answers, best = [contents("chosen"), contents("rejected")], contents("chosen")
         scores = [pl.col("chosen_score"), pl.col("rejected_score")]
     else:
         answers = [contents("messages").list.tail(1)]
+        best = answers[0]
         scores = [pl.lit(None, pl.Float64).alias("chosen_score"), pl.lit(None, pl.Float64).alias("rejected_score")]
-    # The number of messages keeps ["a", "b"] apart from ["a\x00b"]: contents may hold any character.
-    texts = [pl.format("{}\x00{}", answer.list.len(), answer.list.join("\x00")) for answer in answers]
-    best = last_content("chosen" if kind == "preference" else "messages")
+    hashes = {
+        f"{name}_{suffix}": text.hash(seed)
+        for seed, suffix in enumerate("ab", 1)
+        for name, text in {"prompt": prompt_text(kind), "best": best, "other": answers[-1]}.items()
+    }
     return (
-        rows.select(
-            "_index", "id", "source", "source_row", *scores,
-            prompt_a=prompt_text(kind).hash(1), prompt_b=prompt_text(kind).hash(2),
-            answers_a=pl.struct([text.hash(1).alias(str(n)) for n, text in enumerate(texts)]).hash(3),
-            answers_b=pl.struct([text.hash(2).alias(str(n)) for n, text in enumerate(texts)]).hash(4),
-            best_a=best.hash(1), best_b=best.hash(2),
-        )  # fmt: skip
+        rows.lazy()
+        .select("_index", "id", "source", "source_row", *scores, **hashes)
         .with_columns(margin=pl.col("chosen_score") - pl.col("rejected_score"))
         .sort(RANK, descending=_RANK_DESCENDING, nulls_last=True)
         .collect()
@@ -77,8 +71,8 @@ def _keys(rows: pl.LazyFrame, kind: Kind) -> pl.DataFrame:
 
 
 def _drop_beyond(
-    keys: pl.DataFrame, rows: pl.LazyFrame, group: Sequence[str], most: int, reason: str
-) -> tuple[pl.DataFrame, pl.LazyFrame]:
+    keys: pl.DataFrame, rows: pl.DataFrame, group: Sequence[str], most: int, reason: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Keeps the first `most` rows of every group; the others name the first one."""
     ranked = keys.with_columns(
         place=pl.int_range(pl.len()).over(group), kept=pl.col("id").first().over(group), rows=pl.len().over(group)
@@ -91,19 +85,19 @@ def _drop_beyond(
 def _across(
     preference: pl.DataFrame,
     sft: pl.DataFrame,
-    rows: pl.LazyFrame,
-    group: Sequence[str] = (*_PROMPT, "best_a", "best_b"),
+    rows: pl.DataFrame,
+    group: Sequence[str] = _CHOSEN,
     reason: str = "dedupe/pair",
-) -> tuple[pl.DataFrame, pl.LazyFrame]:
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Drops the sft rows whose prompt and answer are those of a kept pair (of its chosen side)."""
     kept = preference.unique(group, keep="first", maintain_order=True).select(*group, kept="id", rows=pl.lit(2))
     dropped = sft.join(kept, on=group).select("_index", "kept", "rows")
     return sft.join(dropped, on="_index", how="anti", maintain_order="left"), _mark(rows, dropped, reason)
 
 
-def _mark(rows: pl.LazyFrame, dropped: pl.DataFrame, reason: str) -> pl.LazyFrame:
+def _mark(rows: pl.DataFrame, dropped: pl.DataFrame, reason: str) -> pl.DataFrame:
     if dropped.is_empty():
         return rows
-    joined = rows.join(dropped.lazy(), on="_index", how="left", maintain_order="left")
+    joined = rows.join(dropped, on="_index", how="left", maintain_order="left")
     drop = Drop(reason, pl.col("kept").is_not_null(), pl.struct(copies=pl.col("rows")), pl.col("kept"))
     return mark(joined, [drop]).drop("kept", "rows")

@@ -125,7 +125,10 @@ def schema(path: Path) -> dict[str, pl.DataType]:
             return dict(rows.collect_schema())
         if kind == "csv":
             with _open(path) as stream:
-                return dict.fromkeys(records.csv_header(stream), pl.Unknown())
+                header = records.csv_header(stream)
+            if not any(chunk.rows for chunk in _chunks(path)):
+                raise SourceError(f"{path}: the file has no rows: remove it, or fetch it again")
+            return dict.fromkeys(header, pl.Unknown())
         return _sampled_schema(path)
 
 
@@ -223,7 +226,12 @@ def _expand(pattern: str, root: Path) -> tuple[Path, list[Path]]:
         _file_type(path)
         return path.parent, [path]
     if path.is_dir():
-        folders = [path / subset for subset in _MIXTURE_SUBSETS] if (path / "mixture.json").is_file() else [path]
+        folders = [path]
+        if (path / "mixture.json").is_file():
+            folders = [path / subset for subset in _MIXTURE_SUBSETS if (path / subset).is_dir()]
+            if len(folders) > 1:  # a source has rows of one kind
+                named = " or ".join(f"{pattern.rstrip('/')}/{subset}" for subset in _MIXTURE_SUBSETS)
+                raise SourceError(f"{pattern}: a mixture of preference and sft rows: name one of them, {named}")
         below = [each for folder in folders for each in folder.rglob("*") if each.is_file()]
         paths = [each for each in below if is_data_file(os.path.relpath(each, path))]
         if not paths:

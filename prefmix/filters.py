@@ -53,7 +53,7 @@ _LONG_CHARS = 200  # a shorter answer without a full stop is a short answer, not
 CONVERSATION = r"^s?(?:u(?:at+)*a)+$"
 
 
-def apply(rows: pl.LazyFrame, settings: Filter, kind: Kind) -> pl.LazyFrame:
+def apply(rows: pl.DataFrame, settings: Filter, kind: Kind) -> pl.DataFrame:
     """Changes rows where the recipe asks for it (strip, swap), then marks what the rules drop."""
     if settings.injection == "strip":
         rows = _strip_injection(rows, kind)
@@ -104,14 +104,14 @@ def in_tokens(settings: Filter, kind: Kind) -> list[Drop]:
     ]
 
 
-def _strip_injection(rows: pl.LazyFrame, kind: Kind) -> pl.LazyFrame:
+def _strip_injection(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     touched = pl.any_horizontal(has_special_tokens(part) for part in PARTS[kind])
     tokens = _special_tokens(kind)
     stripped = [pl.col(part).map_batches(strip_special_tokens, is_elementwise=True) for part in PARTS[kind]]
     return rows.with_columns(changed(touched, "strip", pl.struct(tokens=tokens))).with_columns(stripped)
 
 
-def _swap_inverted(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _swap_inverted(rows: pl.DataFrame) -> pl.DataFrame:
     inverted = MARGIN < 0
     pairs = [("chosen", "rejected"), ("chosen_score", "rejected_score")]
     swapped = [
@@ -228,7 +228,7 @@ def _cut_off(answer: pl.Expr) -> Drop:
     text = answer.str.strip_chars()
     last_line = text.str.tail(160).str.split("\n").list.last()
     in_sentence = (
-        text.str.contains(r"[\p{L}\p{N},(\[{“‘]$")
+        text.str.tail(1).str.contains(r"[\p{L}\p{N},(\[{“‘]")
         & (last_line.str.len_chars() > 40)
         & ~last_line.str.contains(r"^\s*(?:[-*•#|>$\\]|\d+[.)])|https?://\S+$|\s{4}|[=;{}]")
     )

@@ -7,12 +7,12 @@ a row, and the first reason wins. `reason` is `<stage>/<rule>`: a stable literal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import polars as pl
 
 from prefmix.errors import BuildError
-from prefmix.schema import ORIGIN, Kind
+from prefmix.schema import MARKS, ORIGIN, Kind
 
 #: What a row must not have to be alive.
 ALIVE = pl.col("reason").is_null()
@@ -42,36 +42,35 @@ class Drop(NamedTuple):
     kept_id: pl.Expr | None = None
 
 
-def mark(rows: pl.LazyFrame, drops: Sequence[Drop]) -> pl.LazyFrame:
-    """Marks the living rows that a rule drops. Of several rules the first one in `drops` is the reason."""
+Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
+
+
+def mark(rows: Rows, drops: Sequence[Drop]) -> Rows:
+    """Marks the living rows that a rule drops. Of several rules the first one in `drops` is the reason.
+
+    Evidence is worked out for the dropped rows only: they are few, and evidence costs more than the rules.
+    """
     if not drops:
         return rows
-    rows = rows.with_columns(_first(drops).alias("_rule"))
-    reasons = {number: drop.reason for number, drop in enumerate(drops)}
-    new = ALIVE & pl.col("_rule").is_not_null()
-
-    def filled(column: str, values: Sequence[pl.Expr | None]) -> pl.Expr:
-        chosen = pl.col(column)
-        for number, value in enumerate(values):
-            if value is not None:
-                chosen = pl.when(new & (pl.col("_rule") == number)).then(value).otherwise(chosen)
-        return chosen.alias(column)
-
-    return rows.with_columns(
-        filled("detail", [None if drop.detail is None else drop.detail.struct.json_encode() for drop in drops]),
-        filled("kept_id", [drop.kept_id for drop in drops]),
-        pl.when(new).then(pl.col("_rule").replace_strict(reasons, return_dtype=pl.String)).otherwise("reason").alias("reason"),
-    ).drop("_rule")
-
-
-def _first(drops: Sequence[Drop]) -> pl.Expr:
-    """int32: the number of the first rule that holds, null if none does."""
-    return pl.coalesce(
-        pl.when(drop.when).then(pl.lit(number, dtype=pl.Int32)) for number, drop in enumerate(drops)
-    )
+    if isinstance(rows, pl.LazyFrame):
+        return rows.map_batches(lambda frame: mark(frame, drops))
+    rules = [pl.when(drop.when).then(pl.lit(number, pl.Int32)) for number, drop in enumerate(drops)]
+    first = rows.lazy().select(pl.when(ALIVE).then(pl.coalesce(rules))).collect().to_series()
+    marks = {name: rows[name] for name in MARKS}
+    for number, drop in enumerate(drops):
+        places = (first == number).arg_true()
+        if places.is_empty():
+            continue
+        values = {"reason": pl.lit(drop.reason), "kept_id": drop.kept_id}
+        values["detail"] = None if drop.detail is None else drop.detail.struct.json_encode()
+        given = {name: value for name, value in values.items() if value is not None}
+        found = rows[places].select(pl.lit(0).alias("_"), **given)
+        for name in given:
+            marks[name] = marks[name].scatter(places, found[name])
+    return rows.with_columns(marks.values())
 
 
-def ledger(rows: pl.LazyFrame, kind: Kind) -> pl.LazyFrame:
+def ledger(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     """One ledger row for every dropped row, in the order of `LEDGER`."""
     stage = pl.col("reason").str.split("/").list.first()
     return (
@@ -79,11 +78,6 @@ def ledger(rows: pl.LazyFrame, kind: Kind) -> pl.LazyFrame:
         .with_columns(pl.col("source").cast(pl.String), kind=pl.lit(kind), stage=stage)
         .select(pl.col(name).cast(dtype) for name, dtype in LEDGER.items())
     )
-
-
-def count_reasons(rows: pl.LazyFrame) -> pl.DataFrame:
-    """`source, reason, rows`: how many rows of each source carry each reason (null = alive)."""
-    return rows.group_by("source", "reason").len("rows").collect()
 
 
 def check_conservation(read: dict[str, int], kept: dict[str, int], dropped: dict[str, int]) -> None:

@@ -7,6 +7,7 @@ moves no other row except through dedupe and shares.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from math import floor
 
@@ -17,9 +18,10 @@ from prefmix.errors import BuildError
 from prefmix.ledger import ALIVE, Drop, mark
 from prefmix.normalise import normalise
 from prefmix.recipe import Mix, Source
-from prefmix.schema import Kind, prompt_text
+from prefmix.schema import PARTS, Kind, prompt_text
 
 NOT_SAMPLED = "mix/not_sampled"
+_CHUNK_ROWS = 1024
 _ORDER, _SAMPLE, _SPLIT = 0, 1, 2  # what a hash is for: the same row draws other numbers for other questions
 
 
@@ -41,15 +43,15 @@ def draws(keys: pl.Series, seed: int, purpose: int, copy: pl.Series | None = Non
 
 
 def sample(
-    rows: pl.LazyFrame, kind: Kind, sources: Mapping[str, Source], mix: Mix, seed: int
-) -> pl.LazyFrame:
+    rows: pl.DataFrame, kind: Kind, sources: Mapping[str, Source], mix: Mix, seed: int
+) -> pl.DataFrame:
     """Applies `take`, `repeat` and the shares of one subset.
 
     Adds `copies`: how often a kept row goes into the mixture. Rows that are not taken are marked `mix/not_sampled`.
     Raises BuildError when the recipe asks for more rows than there are and does not allow repeating.
     """
     scores = ["chosen_score", "rejected_score"] if kind == "preference" else []
-    alive = rows.with_row_index("_index").filter(ALIVE).select("_index", "id", "source", "source_row", *scores).collect()
+    alive = rows.with_row_index("_index").filter(ALIVE).select("_index", "id", "source", "source_row", *scores)
     alive = (
         alive.with_columns(draws(alive["id"], seed, _SAMPLE))
         .sort("draw", "id", "source", *scores, "source_row", nulls_last=True)
@@ -78,7 +80,7 @@ def sample(
             goal="wanted",
         )
     )
-    joined = rows.with_row_index("_index").join(copies.lazy(), on="_index", how="left", maintain_order="left")
+    joined = rows.with_row_index("_index").join(copies, on="_index", how="left", maintain_order="left")
     detail = pl.struct(rows=pl.col("rows"), wanted=pl.col("goal"))
     return mark(joined, [Drop(NOT_SAMPLED, pl.col("copies") == 0, detail)]).drop("_index", "rows", "goal")
 
@@ -115,27 +117,32 @@ def _by_shares(
     return wanted
 
 
-def split(rows: pl.LazyFrame, kind: Kind, splits: Mapping[str, float], seed: int) -> pl.DataFrame:
+def split(rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int) -> pl.DataFrame:
     """The kept rows with `split`: a hash threshold on the cluster of the prompt, so that rows with the same prompt are
     never on both sides, in either subset."""
-    kept = rows.filter(ALIVE).collect()
-    prompts = kept.lazy().select(prompt_text(kind).alias("prompt")).collect().to_series()
-    distinct = prompts.unique()
-    point = draws(_clusters(distinct), seed, _SPLIT).cast(pl.Float64) / 2.0**64
+    kept = rows.filter(ALIVE)
+    text = prompt_text(kind)
+    keys = kept.lazy().select(a=text.hash(1), b=text.hash(2)).with_row_index("_index").collect()
+    distinct = keys.unique(["a", "b"], keep="any")
+    turns = kept.select(PARTS[kind][0])
+    prompts = (turns[part["_index"]].select(text.alias("prompt")).to_series() for part in distinct.iter_slices(_CHUNK_ROWS))
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+        clusters = [key for keys_ in pool.map(clusters_of, prompts) for key in keys_]
+    point = draws(pl.Series(clusters, dtype=pl.String), seed, _SPLIT).cast(pl.Float64) / 2.0**64
     name, upper = pl.lit("train"), sum(splits.values())
     for split_name, fraction in reversed(splits.items()):
         name = pl.when(pl.col("point") < upper).then(pl.lit(split_name)).otherwise(name)
         upper -= fraction
-    named = pl.DataFrame({"prompt": distinct, "point": point}).select("prompt", split=name)
-    places = pl.DataFrame({"prompt": prompts}).join(named, on="prompt", how="left", nulls_equal=True, maintain_order="left")
-    return kept.with_columns(places["split"])
+    named = distinct.with_columns(point=point).select("a", "b", split=name)
+    return kept.with_columns(keys.join(named, on=["a", "b"], how="left", maintain_order="left")["split"])
 
 
-def _clusters(prompts: pl.Series) -> pl.Series:
-    """hex string: equal for prompts that are equal after normalisation (as they are, where nothing would be left)."""
+def clusters_of(prompts: pl.Series) -> list[str]:
+    """For each prompt 16 hex digits that are equal for prompts that are equal after normalisation (as they are, where
+    nothing would be left of them)."""
     normal = normalise(prompts)
-    keys = pl.select(pl.when(normal == "").then(prompts).otherwise(normal)).to_series()
-    return pl.Series("cluster", [blake2b(key.encode(), digest_size=8).hexdigest() for key in keys.to_list()], dtype=pl.String)
+    texts = pl.select(pl.when(normal == "").then(prompts).otherwise(normal)).to_series().to_list()
+    return [blake2b(text.encode(), digest_size=8).hexdigest() for text in texts]
 
 
 def ordered(rows: pl.DataFrame, kind: Kind, seed: int) -> pl.DataFrame:

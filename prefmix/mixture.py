@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -16,10 +18,12 @@ import pyarrow as pa
 from prefmix.chatml import render, render_answer, render_prompt
 from prefmix.digest import SplitDigest, mixture_digest
 from prefmix.errors import MixtureError
-from prefmix.schema import MESSAGES, Kind
+from prefmix.schema import PARTS, Kind
 
 if TYPE_CHECKING:
     import datasets
+
+A, B = TypeVar("A"), TypeVar("B")
 
 FORMAT = 1
 MANIFEST = "mixture.json"
@@ -30,6 +34,14 @@ _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]
 _TOKENS: dict[Kind, tuple[str, ...]] = {
     "preference": ("prompt_tokens", "chosen_tokens", "rejected_tokens"),
     "sft": ("tokens",),
+}
+
+
+_AS_TEXT = {
+    "prompt": render_prompt(pl.col("prompt")),
+    "chosen": render_answer(pl.col("chosen")),
+    "rejected": render_answer(pl.col("rejected")),
+    "text": render(pl.col("messages")),
 }
 
 
@@ -57,47 +69,44 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 def rendered(rows: pl.DataFrame, kind: Kind, schema: pa.Schema) -> pa.RecordBatch:
     """Canonical rows as one record batch of the mixture's columns."""
-    as_text = "text" in schema.names or ("prompt" in schema.names and pa.types.is_string(schema.field("prompt").type))
-    writers = {}
-    if as_text:
-        writers = {"text": render(pl.col("messages"))} if kind == "sft" else {
-            "prompt": render_prompt(pl.col("prompt")),
-            "chosen": render_answer(pl.col("chosen")),
-            "rejected": render_answer(pl.col("rejected")),
-        }  # fmt: skip
+    is_text = {field.name for field in schema if field.type == pa.string()}
     table = rows.select(
-        writers.get(name, pl.col(name)).alias(name).cast(MESSAGES if pa.types.is_list(schema.field(name).type) else _polars(schema, name))
-        for name in schema.names
-    ).to_arrow(compat_level=pl.CompatLevel.oldest())
-    return table.cast(schema).combine_chunks().to_batches()[0]
+        _AS_TEXT[name].alias(name) if name in is_text and name in _AS_TEXT else pl.col(name) for name in schema.names
+    )
+    return table.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema).combine_chunks().to_batches()[0]
 
 
-def _polars(schema: pa.Schema, name: str) -> type[pl.DataType]:
-    return {pa.string(): pl.String, pa.float64(): pl.Float64, pa.int32(): pl.Int32}[schema.field(name).type]
-
-
-def write_split(folder: Path, subset: Kind, split: str, rows: pl.DataFrame, schema: pa.Schema) -> tuple[dict, SplitDigest]:
-    """Writes ordered canonical rows as `<subset>/<split>-00000-of-00001.arrow`; gives the manifest's entry and the
-    digest of the content."""
+def write_split(folder: Path, kind: Kind, split: str, rows: pl.DataFrame, schema: pa.Schema) -> tuple[dict, SplitDigest]:
+    """Writes ordered canonical rows as `<kind>/<split>-00000-of-00001.arrow`; gives the manifest's entry and the digest
+    of the content. Batches are rendered by a few threads ahead of the one that hashes and writes them."""
     digest = SplitDigest(schema)
-    (folder / subset).mkdir(exist_ok=True)
-    texts = [column for column in ("prompt", "chosen", "rejected", "messages") if column in rows.columns]
-    shards = max(1, -(-int(rows.select(texts).estimated_size()) // _SHARD_BYTES))
+    (folder / kind).mkdir(exist_ok=True)
+    shards = max(1, -(-int(rows.select(PARTS[kind]).estimated_size()) // _SHARD_BYTES))
     per_shard = -(-rows.height // shards)
-    files, tokens = [], 0
-    for shard in range(shards):
-        path = f"{subset}/{split}-{shard:05d}-of-{shards:05d}.arrow"
-        with _HashingFile(folder / path) as file, pa.ipc.new_file(file, schema) as writer:
-            part = rows.slice(shard * per_shard, per_shard)
-            for start in range(0, part.height, _BATCH_ROWS):
-                batch = rendered(part.slice(start, _BATCH_ROWS), subset, schema)
-                digest.update(batch)
-                writer.write_batch(batch)
-        files.append({"path": path, "sha256": file.hexdigest(), "bytes": file.bytes})
-    counted = [name for name in _TOKENS[subset] if name in schema.names]
-    if counted:
-        tokens = int(rows.select(pl.sum_horizontal(pl.col(name).cast(pl.Int64).sum() for name in counted)).item())
+    files = []
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool, ThreadPoolExecutor(1) as hasher:
+        for shard in range(shards):
+            path = f"{kind}/{split}-{shard:05d}-of-{shards:05d}.arrow"
+            slices = rows.slice(shard * per_shard, per_shard).iter_slices(_BATCH_ROWS)
+            with _HashingFile(folder / path) as file, pa.ipc.new_file(file, schema) as writer:
+                for batch in _ahead(pool, lambda part: rendered(part, kind, schema), slices):
+                    hashed = hasher.submit(digest.update, batch)
+                    writer.write_batch(batch)
+                    hashed.result()
+            files.append({"path": path, "sha256": file.hexdigest(), "bytes": file.bytes})
+    counted = [name for name in _TOKENS[kind] if name in schema.names]
+    tokens = sum(int(rows[name].cast(pl.Int64).sum()) for name in counted)
     return {"rows": rows.height, "tokens": tokens if counted else None, "files": files}, digest
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """`map` in order, a few items ahead of the one that is asked for: memory stays bounded."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > 2 * pl.thread_pool_size():
+            yield waiting.popleft().result()
+    yield from (future.result() for future in waiting)
 
 
 def recorded(folder: Path, paths: Sequence[str]) -> list[dict[str, Any]]:

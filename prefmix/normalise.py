@@ -6,8 +6,6 @@ of anything but letters, marks and digits as one blank. Marks stay: without them
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -18,20 +16,13 @@ for _first, _last in ((b"0", b"9"), (b"a", b"z")):
 _TABLE[ord("A") : ord("Z") + 1] = np.arange(ord("a"), ord("z") + 1)
 
 
-_CHUNK_ROWS = 1024  # the bytes of a chunk stay in the cache: 130 MB/s a core on ASCII, 38 with the whole column at once
-
-
 def normalise(texts: pl.Series) -> pl.Series:
-    """string -> string, of the same length and order; nulls stay null."""
+    """string -> string, of the same length and order; nulls stay null.
+
+    Fastest on about a thousand texts at a time, whose bytes stay in the cache: 130 MB/s a core on ASCII, 38 on 20 MB.
+    """
     ascii_only = (texts.str.len_bytes() == texts.str.len_chars()).fill_null(True)
-    plain, other = texts.filter(ascii_only), texts.filter(~ascii_only)
-    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-        chunks = [
-            pool.submit(kernel, part.slice(start, _CHUNK_ROWS))
-            for part, kernel in ((plain, _normalise_ascii), (other, _normalise_unicode))
-            for start in range(0, max(len(part), 1), _CHUNK_ROWS)
-        ]
-        result = pl.concat([chunk.result() for chunk in chunks])
+    result = pl.concat([_normalise_ascii(texts.filter(ascii_only)), _normalise_unicode(texts.filter(~ascii_only))])
     places = pl.concat([ascii_only.arg_true(), (~ascii_only).arg_true()])
     return result.gather(places.arg_sort()).alias(texts.name)
 

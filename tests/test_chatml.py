@@ -60,7 +60,7 @@ def test_text_that_is_not_exactly_chatml_parses_to_null(broken):
 @given(before=text, after=text)
 def test_a_special_token_anywhere_in_a_content_never_passes(token, before, after):
     rows = frame([chat(("user", "Hi"), ("assistant", before + token + after))], "sft")
-    dropped = filters.apply(rows.lazy(), Filter(), "sft").collect()
+    dropped = filters.apply(rows, Filter(), "sft")
     assert dropped["reason"].item() == "filter/injection"
 
 
@@ -79,10 +79,10 @@ def test_stripping_leaves_no_special_token_and_only_removes_characters(conversat
 
 def test_system_messages_are_kept_dropped_or_filled_in():
     with_system, without = chat(("system", "Be brief."), ("user", "Hi")), chat(("user", "Hi"))
-    rows = frame([with_system, without], "sft").lazy()
+    rows = frame([with_system, without], "sft")
 
     def roles(system: str) -> list:
-        shown = chatml.with_system(rows, "sft", system).collect()["messages"].to_list()
+        shown = chatml.with_system(rows, "sft", system)["messages"].to_list()
         return [[m["content"] for m in row if m["role"] == "system"] for row in shown]
 
     assert roles("keep") == [["Be brief."], []]

@@ -16,7 +16,7 @@ pairs = st.lists(
 
 
 def run(rows: list[dict], **settings) -> pl.DataFrame:
-    return dedupe.exact({"preference": frame(rows).lazy()}, Dedupe(**settings))["preference"].collect()
+    return dedupe.exact({"preference": frame(rows)}, Dedupe(**settings))["preference"]
 
 
 def survivors(rows: pl.DataFrame) -> list[tuple]:
@@ -72,9 +72,9 @@ def test_an_sft_row_that_repeats_the_chosen_side_of_a_pair_goes_when_asked_for()
     pairs_, chats = frame([pair("q", "x", "y")]), frame([chat(("user", "q"), ("assistant", a)) for a in "xy"], "sft")
 
     def reasons(across: bool) -> list:
-        done = dedupe.exact({"preference": pairs_.lazy(), "sft": chats.lazy()}, Dedupe(across=across))
-        assert done["preference"].collect()["reason"].null_count() == 1
-        rows = done["sft"].collect()
+        done = dedupe.exact({"preference": pairs_, "sft": chats}, Dedupe(across=across))
+        assert done["preference"]["reason"].null_count() == 1
+        rows = done["sft"]
         assert rows["kept_id"][0] == (pairs_["id"][0] if across else None)
         return rows["reason"].to_list()
 
@@ -85,5 +85,5 @@ def test_an_sft_row_that_repeats_the_chosen_side_of_a_pair_goes_when_asked_for()
 def test_dropped_rows_take_no_part():
     rows = frame([pair("q", "x", "y"), pair("q", "x", "y")])
     rows = rows.with_columns(reason=pl.Series(["filter/tie", None]))
-    done = dedupe.exact({"preference": rows.lazy()}, Dedupe())["preference"].collect()
+    done = dedupe.exact({"preference": rows}, Dedupe())["preference"]
     assert done["reason"].to_list() == ["filter/tie", None]

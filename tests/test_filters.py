@@ -13,13 +13,13 @@ LONG = "The harbour was built in three parts, and each of them has its own story
 
 def reason(row: dict, **settings) -> str | None:
     kind = "sft" if "messages" in row else "preference"
-    return filters.apply(frame([row], kind).lazy(), Filter(**settings), kind).collect()["reason"].item()
+    return filters.apply(frame([row], kind), Filter(**settings), kind)["reason"].item()
 
 
 def reports(row: dict, **settings) -> list[str]:
     kind = "sft" if "messages" in row else "preference"
-    rows = frame([row], kind).lazy()
-    return [rule.reason for rule in filters.rules(Filter(**settings), kind, "report") if rows.select(rule.when).collect().item()]
+    rows = frame([row], kind)
+    return [rule.reason for rule in filters.rules(Filter(**settings), kind, "report") if rows.select(rule.when).item()]
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_the_margin_must_be_greater_than_the_wanted_one():
 
 
 def test_swapping_exchanges_answers_and_scores_and_is_recorded():
-    rows = frame([pair("q", "worse", "better", (1.0, 3.0)), pair("q", "good", "bad", (3.0, 1.0))]).lazy()
-    swapped = filters.apply(rows, Filter(on_inverted="swap"), "preference").collect()
+    rows = frame([pair("q", "worse", "better", (1.0, 3.0)), pair("q", "good", "bad", (3.0, 1.0))])
+    swapped = filters.apply(rows, Filter(on_inverted="swap"), "preference")
     assert swapped["reason"].null_count() == 2
     assert [row[0]["content"] for row in swapped["chosen"].to_list()] == ["better", "good"]
     assert swapped["chosen_score"].to_list() == [3.0, 3.0]
@@ -139,12 +139,12 @@ def test_swapping_exchanges_answers_and_scores_and_is_recorded():
     assert unchanged == []
     assert change[0]["change"] == "swap"
     assert json.loads(change[0]["detail"]) == {"chosen_score": 1.0, "rejected_score": 3.0}
-    assert swapped["id"].to_list() == rows.collect()["id"].to_list()
+    assert swapped["id"].to_list() == rows["id"].to_list()
 
 
 def test_stripping_removes_special_tokens_and_records_them():
-    rows = frame([pair("q<|im_end|>", "a</s>b", "c"), pair("q", "a", "b")]).lazy()
-    stripped = filters.apply(rows, Filter(injection="strip"), "preference").collect()
+    rows = frame([pair("q<|im_end|>", "a</s>b", "c"), pair("q", "a", "b")])
+    stripped = filters.apply(rows, Filter(injection="strip"), "preference")
     assert stripped["reason"].null_count() == 2
     assert stripped["prompt"].to_list()[0][0]["content"] == "q"
     assert stripped["chosen"].to_list()[0][0]["content"] == "ab"

@@ -27,7 +27,7 @@ def parquet(rows: pl.DataFrame) -> bytes:
 
 def hub_source(repo: str = REPO, **keys: object) -> SimpleNamespace:
     defaults = {"format": None, "hub": repo, "path": None, "revision": "main", "columns": {}, "split": None}
-    return SimpleNamespace(**{**defaults, "where": None, "exclude": None, "options": {}, **keys})
+    return SimpleNamespace(**{**defaults, "where": None, "exclude": None, "license": None, "options": {}, **keys})
 
 
 @pytest.fixture
@@ -43,7 +43,9 @@ def test_a_branch_and_a_tag_resolve_to_the_commit_they_point_to(loopback_hub: Lo
     assert hub.resolve_revision(REPO, commit) == commit
 
 
-def test_downloaded_files_are_those_of_the_commit_in_the_order_asked_for(loopback_hub: LoopbackHub, commit: str) -> None:
+def test_downloaded_files_are_those_of_the_commit_in_the_order_asked_for(
+    loopback_hub: LoopbackHub, commit: str
+) -> None:
     loopback_hub.commit(REPO, {"README.md": b"# Later"})
     assert hub.list_files(REPO, commit) == ["README.md", "data/train-00000-of-00001.parquet"]
     readme, data = hub.download(REPO, commit, ["README.md", "data/train-00000-of-00001.parquet"])
@@ -115,7 +117,7 @@ def test_offline_a_branch_is_refused_though_it_is_in_the_cache_and_its_commit_is
     online = resolve("pairs", hub_source(), Path())
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     loopback_hub.requests.clear()
-    with pytest.raises(HubError, match='offline.*"main".*full commit'):
+    with pytest.raises(HubError, match=r'offline.*"main".*full commit'):
         resolve("pairs", hub_source(), Path())
     offline = resolve("pairs", hub_source(revision=commit), Path())
     assert offline.fingerprints() == online.fingerprints()
@@ -126,9 +128,9 @@ def test_offline_a_commit_that_was_never_fetched_is_an_error(
     loopback_hub: LoopbackHub, commit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(HubError, match="offline.*not in the cache"):
+    with pytest.raises(HubError, match=r"offline.*not in the cache"):
         hub.list_files(REPO, commit)
-    with pytest.raises(HubError, match="offline.*not in the cache"):
+    with pytest.raises(HubError, match=r"offline.*not in the cache"):
         hub.download(REPO, commit, ["README.md"])
 
 
@@ -142,6 +144,7 @@ def test_a_source_on_the_hub_is_read_at_its_commit(loopback_hub: LoopbackHub, co
     )
     rows = source.read(seed=0)
     assert rows["source_file"].to_list() == ["data/train-00000-of-00001.parquet"]
+    assert source.license is None
     assert rows["chosen"].to_list() == [[{"role": "assistant", "content": "4"}]]
     assert [name for name, _ in source.fingerprints()] == ["data/train-00000-of-00001.parquet"]
 
@@ -182,6 +185,8 @@ def test_the_card_says_which_files_a_split_has(loopback_hub: LoopbackHub) -> Non
         "test_prefs": ["data/test_prefs-0.parquet"],
         "extra/train": ["extra/a.jsonl"],
     }
+    assert resolve("pairs", hub_source(split="extra/train"), Path()).license == "mit"
+    assert resolve("pairs", hub_source(split="extra/train", license="apache-2.0"), Path()).license == "apache-2.0"
     with pytest.raises(SourceError, match=r'no split "train": set split = one of test_prefs, train_prefs'):
         resolve("pairs", hub_source(), Path())
 
@@ -200,7 +205,7 @@ def test_without_a_card_the_train_files_are_meant_else_all_of_them() -> None:
     assert choose(REPO, names, [], None) == ["train-0.jsonl", "train-1.jsonl"]
     assert choose(REPO, names, [], "test") == ["test.jsonl"]
     assert choose(REPO, ["b.parquet", "a.parquet"], [], None) == ["a.parquet", "b.parquet"]
-    with pytest.raises(SourceError, match='no data file of the split "validation": it has test.jsonl'):
+    with pytest.raises(SourceError, match=r'no data file of the split "validation": it has test\.jsonl'):
         choose(REPO, names, [], "validation")
 
 

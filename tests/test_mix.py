@@ -13,16 +13,16 @@ from prefmix.recipe import Mix, Source
 NUMBERS = st.integers(0, 40)
 
 
-def rows(**counts: int) -> pl.LazyFrame:
-    return frame([pair(f"{source}{n}", "yes", "no", source=source) for source, count in counts.items() for n in range(count)]).lazy()
+def rows(**counts: int) -> pl.DataFrame:
+    return frame([pair(f"{source}{n}", "yes", "no", source=source) for source, count in counts.items() for n in range(count)])
 
 
 def sources(**settings: dict) -> dict[str, Source]:
     return {name: Source(path="x", **settings.get(name, {})) for name in "abc"}
 
 
-def sampled(frame_: pl.LazyFrame, mix_: Mix | None = None, seed: int = 1, **settings: dict) -> pl.DataFrame:
-    return mix.sample(frame_, "preference", sources(**settings), mix_ or Mix(), seed).collect()
+def sampled(frame_: pl.DataFrame, mix_: Mix | None = None, seed: int = 1, **settings: dict) -> pl.DataFrame:
+    return mix.sample(frame_, "preference", sources(**settings), mix_ or Mix(), seed)
 
 
 def taken(result: pl.DataFrame) -> dict[str, int]:
@@ -45,7 +45,7 @@ def test_a_larger_take_is_a_superset_of_a_smaller_one(one, other, seed):
 def test_adding_a_source_or_shuffling_moves_no_row():
     alone = taken(sampled(rows(a=30), a={"take": 10}))
     beside = taken(sampled(rows(a=30, b=30), a={"take": 10}))
-    shuffled = taken(sampled(rows(a=30).collect().sample(fraction=1, shuffle=True, seed=3).lazy(), a={"take": 10}))
+    shuffled = taken(sampled(rows(a=30).sample(fraction=1, shuffle=True, seed=3), a={"take": 10}))
     assert alone.keys() <= beside.keys()
     assert alone == shuffled
 
@@ -88,7 +88,7 @@ def test_shares_that_name_an_empty_source_or_leave_one_out_are_errors():
 
 
 def split_of(frame_: pl.DataFrame, kind="preference", splits=None, seed=1) -> dict[str, str]:
-    kept = frame_.lazy().with_columns(copies=pl.lit(1))
+    kept = frame_.with_columns(copies=pl.lit(1))
     return dict(mix.split(kept, kind, splits or {"test": 0.3}, seed).select("id", "split").rows())
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefmix.cli.progress import Progress, nothing_was_written, run_beside
+from prefmix.cli.recipes import read_recipe
 from prefmix.cli.screen import emit_json, err, out
 
 if TYPE_CHECKING:
@@ -115,10 +116,10 @@ class _Shelf:
 
 
 def _planned(recipe: str, overrides: Sequence[str]) -> Plan:
+    recipe_ = read_recipe(recipe, overrides)
     from prefmix.build import plan
-    from prefmix.recipe import load_recipe
 
-    return plan(load_recipe(recipe, overrides))
+    return plan(recipe_)
 
 
 def _curated(recipe: str, overrides: Sequence[str], limit: int | None, progress: Progress) -> Curated:

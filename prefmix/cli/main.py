@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
-from prefmix.errors import PrefmixError
+from prefmix.errors import PrefmixError, RecipeError
 
 #: Where each command lives and what it does: the help page needs no import of the modules.
 COMMANDS = {
@@ -68,16 +68,18 @@ def main() -> NoReturn:
 def run(arguments: list[str]) -> int:
     """Runs one command; gives its exit code. An error is a line on stderr; PREFMIX_DEBUG=1 adds the traceback."""
     try:
-        prefmix.main(arguments, prog_name="prefmix", standalone_mode=False)
+        code = prefmix.main(arguments, prog_name="prefmix", standalone_mode=False)
+        return code if isinstance(code, int) else 0  # click gives back the code of an Exit
+    except RecipeError as error:
+        return _failed(_listed(error), error.exit_code)
     except PrefmixError as error:
         return _failed(str(error), error.exit_code)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _failed("interrupted", 130)
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
+        click.echo("interrupted", err=True)
+        return 130
     except BrokenPipeError:  # the reader went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -86,12 +88,19 @@ def run(arguments: list[str]) -> int:
             raise
         return _failed(f"unexpected {type(error).__name__}: {error}\nThis is a defect of prefmix. Run again with "
                        f"PREFMIX_DEBUG=1 and report what it prints.", 1)  # fmt: skip
-    return 0
+
+
+def _listed(error: RecipeError) -> str:
+    """One problem as it is; several below a line that counts them, each beginning with `<file>:<line>:`."""
+    if len(error.problems) == 1:
+        return str(error)
+    return f"{error.path} has {len(error.problems)} problems\n{error}"
 
 
 def _failed(text: str, code: int) -> int:
     if os.environ.get("PREFMIX_DEBUG") == "1":
         traceback.print_exc()
     lines = [line for line in text.splitlines() if line]
-    click.echo("\n".join([f"{click.style('error:', fg='red', bold=True)} {lines[0]}", *lines[1:]]), err=True)
+    text = "\n".join([f"{click.style('error:', fg='red', bold=True)} {lines[0]}", *lines[1:]])
+    click.echo(text, err=True, color=False if os.environ.get("NO_COLOR") else None)
     return code

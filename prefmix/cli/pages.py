@@ -7,8 +7,9 @@ not (or something to look at), dim is beside the point. Text of the user's goes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
@@ -17,10 +18,15 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from prefmix.inspect import Lengths, Listed
+
 Manifest = Mapping[str, Any]
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
+_RISING = " ▁▂▃▄▅▆▇█"
 _TOP_REASONS = 3
+_HISTOGRAM_CELLS = 40
 _CHANGES = {"swap": "chosen and rejected swapped", "strip": "special tokens stripped"}
 
 
@@ -60,14 +66,9 @@ def sources_page(manifest: Manifest, rows: Mapping[str, int] | None = None) -> R
     origins = grid("", "*")
     for name, entry in sources.items():
         dropped, own = sum(entry["dropped"].values()), rows.get(name, 0)
-        cells = [
-            Text(name),
-            f"{entry['read']:,}",
-            f"{entry['kept']:,}",
-            Text(percent(entry["kept"], entry["read"]), "dim"),
-        ]
-        cells += [percent(own, total), Bar(own, total, width=12), Text(f"{dropped:,}", "yellow" if dropped else "")]
-        table.add_row(*cells)
+        counts = (f"{entry['read']:,}", f"{entry['kept']:,}", Text(percent(entry["kept"], entry["read"]), "dim"))
+        lost = Text(f"{dropped:,}", "yellow" if dropped else "")
+        table.add_row(Text(name), *counts, percent(own, total), Bar(own, total, width=12), lost)
         origins.add_row(Text(name), _origin(entry))
         if dropped:
             origins.add_row("", Text(f"dropped: {top_reasons(entry['dropped'])}", "dim"))
@@ -111,6 +112,72 @@ def audit_page(manifest: Manifest) -> RenderableType | None:
     return Trimmed(Group(*pages))
 
 
+def head_page(overview: Mapping[str, Any]) -> RenderableType:
+    """Which mixture it is."""
+    rows = {kind: sum(entry["rows"] for entry in splits.values()) for kind, splits in overview["subsets"].items()}
+    counts = ", ".join(f"{count:,} {kind} rows" for kind, count in rows.items())
+    table = grid("", "*")
+    facts = {
+        "digest": overview["digest"],
+        "build": f"{overview['build']}, {when(overview['created'])}, prefmix {overview['tools']['prefmix']}",
+        "licence": overview["license"],
+        **({"tokenizer": overview["tokenizer"]["name"]} if overview["tokenizer"] else {}),
+        "folder": f"{overview['folder']} ({size(overview['size_bytes'])})",
+    }
+    for name, fact in facts.items():
+        table.add_row(Text(name, "dim"), Text(fact, "yellow" if (name, fact) == ("licence", "unknown") else ""))
+    return Group(Text.assemble((f"{overview['name']}@{overview['version']}", "bold"), f"  {counts}"), Trimmed(table))
+
+
+def lengths_page(lengths: Sequence[Lengths]) -> RenderableType:
+    """A histogram for each part of each subset; the parts of a subset share one axis."""
+    table = grid("", "", "*")
+    for number, each in enumerate(lengths):
+        figures = f"median {each.median:,}\np95 {each.p95:,} · longest {each.longest:,}"
+        label = Text.assemble((f"{each.part}\n", ""), (each.subset if each.part == "messages" else "", "dim"))
+        table.add_row(label, Histogram(each.counts), Text(figures, "dim"))
+        if number + 1 == len(lengths) or lengths[number + 1].subset != each.subset:
+            table.add_row("", Text(_axis(each.edges), "dim"), "")
+    return Trimmed(table)
+
+
+def list_page(found: Sequence[Listed]) -> RenderableType:
+    """A line for each version, the name once."""
+    table = grid("mixture", "version", ">rows", "digest", "created", ">size", header=True)
+    previous = ""
+    for each in found:
+        name = Text("" if each.name == previous else each.name, "bold")
+        digest, created = Text(each.digest[:12], "dim"), when(each.created)
+        if each.problem:
+            table.add_row(name, each.version, Text("broken", "red"), digest, created, "")
+        else:
+            rows = f"{sum(each.rows.values()):,}"
+            table.add_row(name, each.version, rows, digest, created, size(each.size_bytes))
+        previous = each.name
+    problems = [Text(f"{each.name}@{each.version}: {each.problem}", "yellow") for each in found if each.problem]
+    return Group(Trimmed(table), *problems)
+
+
+def next_page(commands: Sequence[tuple[str, str]]) -> RenderableType:
+    """The commands that are of use now, each with what it tells."""
+    widest = max(len(command) for command, _ in commands)
+    lines = [Text.assemble("  ", command.ljust(widest), (f"  {what}", "dim")) for command, what in commands]
+    return Group("", Text("Next:", "bold"), *lines)
+
+
+def when(created: str) -> str:
+    """`2026-11-23 09:05 UTC` of an ISO time in UTC."""
+    return f"{created[:10]} {created[11:16]} UTC"
+
+
+def size(count: int) -> str:
+    """`1.2 MB`: bytes in decimal units."""
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 99.5 else f"{value:.1f} {units[0]}"
+
+
 def titled(title: str, body: RenderableType, note: str = "") -> RenderableType:
     """A page under its heading, with a blank line above."""
     return Group("", Text.assemble((title, "bold"), (f"   {note}" if note else "", "dim")), body)
@@ -143,7 +210,7 @@ def grid(*columns: str, header: bool = False) -> Table:
     for name in columns:
         wraps = name.startswith("*")
         justify, overflow = ("right" if name.startswith(">") else "left"), ("fold" if wraps else "ellipsis")
-        table.add_column(name.lstrip(">*"), justify=justify, no_wrap=not wraps, overflow=overflow)  # ty: ignore
+        table.add_column(name.lstrip(">*"), justify=justify, no_wrap=not wraps, overflow=overflow)
     return table
 
 
@@ -173,6 +240,30 @@ class Bar:
         return Measurement(min(8, options.max_width), min(self.width, options.max_width))
 
 
+class Histogram:
+    """Counts as columns two lines high; whatever is above zero shows as something."""
+
+    def __init__(self, counts: Sequence[int], style: str = "cyan") -> None:
+        self.counts, self.style = counts, style
+        self.cells = _cells(len(counts))
+
+    def lines(self, ascii_only: bool = False) -> tuple[str, str]:
+        """The upper and the lower line."""
+        most = max(self.counts, default=0)
+        levels = [max(round(16 * count / most), 1) if count else 0 for count in self.counts]
+        steps = "  ..:::||" if ascii_only else _RISING
+        upper = "".join(steps[max(level - 8, 0)] * self.cells for level in levels)
+        return upper, "".join(steps[min(level, 8)] * self.cells for level in levels)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for line in self.lines(options.ascii_only):
+            yield Segment(line, Style.parse(self.style))
+            yield Segment.line()
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(len(self.counts) * self.cells, len(self.counts) * self.cells)
+
+
 class Trimmed:
     """A page without the spaces that tables leave at the ends of lines."""
 
@@ -188,6 +279,22 @@ class Trimmed:
                 line.append(Segment(last.text.rstrip(), last.style))
             yield from line
             yield Segment.line()
+
+
+def _cells(bins: int) -> int:
+    """The width of a column of a histogram."""
+    return max(_HISTOGRAM_CELLS // max(bins, 1), 1)
+
+
+def _axis(edges: Sequence[int]) -> str:
+    """Round numbers under the cells that they fall into, each with a tick before it."""
+    line = ""
+    ticks = [digit * 10**power for power in range(10) for digit in (1, 2, 5)]
+    for tick in ticks:
+        cell = (bisect_right(edges, tick) - 1) * _cells(len(edges) - 1)
+        if edges[0] <= tick < edges[-1] and cell >= len(line) + (1 if line else 0):
+            line = line.ljust(cell) + f"╵{tick:,}"
+    return line
 
 
 def _origin(entry: Mapping[str, Any]) -> Text:

@@ -27,6 +27,7 @@ _STAGES = {
 }
 _WIDEST = max(len(label) for label, _ in _STAGES.values())
 _INTERRUPTED = 130
+_LOOK_S = 0.1  # a signal that arrives just before a wait begins is seen when it ends
 
 
 def nothing_was_written() -> str:
@@ -64,7 +65,8 @@ def _in_thread(work: Callable[[], Result]) -> Result:
             ended.set()
 
     threading.Thread(target=run, name="prefmix-work", daemon=True).start()
-    ended.wait()
+    while not ended.wait(_LOOK_S):
+        pass
     if errors:
         raise errors[0]
     return results[0]

@@ -70,6 +70,8 @@ class Source:
     revision: str | None
     sniffed: bool
     root: Path
+    license: str | None  # as the recipe says, else the card on the Hub
+    columns: tuple[str, ...] = field(repr=False)  # of the files; of JSON files those of the first rows
     layout: Layout = field(repr=False)
 
     def fingerprints(self) -> list[tuple[str, str]]:
@@ -101,6 +103,7 @@ class Source:
             renames=self.spec.columns,
             options=_options(self.name, self.format, self.spec.options),
             where=self.spec.where,
+            columns=self.columns,
             excluded=None if self.spec.exclude is None else _excluded_ids(self.root / self.spec.exclude),
             meta=meta,
         )
@@ -115,10 +118,11 @@ def resolve(name: str, spec: recipe.Source, root: Path) -> Source:
     if spec.format is not None:
         _known_format(name, spec.format)
     if spec.hub is not None:
-        revision, found = fetch(spec.hub, spec.revision, spec.split)
-        located = tuple(SourceFile(file, path) for file, path in found)
+        fetched = fetch(spec.hub, spec.revision, spec.split)
+        revision, licence = fetched.commit, spec.license or fetched.license
+        located = tuple(SourceFile(file, path) for file, path in fetched.files)
     else:
-        revision = None
+        revision, licence = None, spec.license
         paths = files.find_files(spec.path or [], root, spec.split)
         located = tuple(SourceFile(files.relative_name(path, root), path) for path in paths)
     schemas = {each.name: files.schema(each.path) for each in located}
@@ -139,6 +143,8 @@ def resolve(name: str, spec: recipe.Source, root: Path) -> Source:
         revision=revision,
         sniffed=spec.format is None,
         root=root,
+        license=licence,
+        columns=tuple(every_column),
         layout=layout,
     )
     reading = source._reading()

@@ -15,7 +15,7 @@ from prefmix.errors import SourceError
 from prefmix.ledger import Drop, mark
 from prefmix.rows import FAULT, RAW, raw_json, same_types
 from prefmix.schema import CANONICAL, PARTS, with_ids
-from prefmix.sources.layout import Layout, cast, invalid
+from prefmix.sources.layout import Invalid, Layout, cast, mark_invalid
 
 FILE, ROW = "_file", "_row"
 _INVALID = pl.col("reason") == "source/invalid"
@@ -30,6 +30,7 @@ class Reading:
     renames: Mapping[str, str]
     options: Mapping[str, Any]
     where: str | None
+    columns: Sequence[str]  # of the files, as far as they are known before reading
     excluded: pl.Series | None
     meta: bool
 
@@ -88,7 +89,7 @@ def canonical_rows(reading: Reading, upstream: pl.DataFrame, seed: int) -> pl.Da
         pl.lit(None, pl.String).alias("kept_id"),
         FAULT,
     )
-    rows = layout.read(mark(rows, _nulls(reading)), reading.options, seed)
+    rows = layout.read(mark_invalid(rows, _nulls(reading)), reading.options, seed)
     given = rows.collect_schema().names()
     rows = rows.with_columns(
         pl.lit(None, dtype).alias(name)
@@ -96,8 +97,8 @@ def canonical_rows(reading: Reading, upstream: pl.DataFrame, seed: int) -> pl.Da
         if name not in given and name != "id"
     )
     parts = PARTS[layout.kind]
-    missing = [invalid(pl.col(part).is_null(), f"the row has no {part}") for part in parts]
-    rows = mark(rows, missing).with_columns(
+    missing = [(pl.col(part).is_null(), f"the row has no {part}") for part in parts]
+    rows = mark_invalid(rows, missing).with_columns(
         pl.when(_INVALID.fill_null(False)).then(None).otherwise(part).alias(part) for part in parts
     )
     table = rows.collect()
@@ -118,7 +119,7 @@ def canonical_rows(reading: Reading, upstream: pl.DataFrame, seed: int) -> pl.Da
     table = with_ids(table, layout.kind)
     if reading.excluded is not None:
         drop = Drop("source/excluded", pl.col("id").is_in(reading.excluded.implode()))
-        table = mark(table.lazy(), [drop]).collect()
+        table = mark(table, [drop])
     return table.select(pl.col(name).cast(dtype) for name, dtype in CANONICAL[layout.kind].items())
 
 
@@ -150,7 +151,7 @@ def _satisfies(reading: Reading, upstream: pl.DataFrame) -> pl.Series | None:
     if reading.where is None:
         return None
     internal = {FILE, ROW, FAULT, RAW}
-    check_where(reading, [name for name in upstream.columns if name not in internal])
+    check_where(reading, {*reading.columns, *upstream.columns} - internal)
     try:
         kept = upstream.select(_expression(reading).alias("kept")).to_series()
     except pl.exceptions.PolarsError as error:
@@ -167,24 +168,25 @@ def _where_error(reading: Reading, what: str) -> SourceError:
     return SourceError(f"source {reading.source}: where = {reading.where!r}: {what}")
 
 
-def _nulls(reading: Reading) -> list[Drop]:
+def _nulls(reading: Reading) -> list[Invalid]:
     """The rules that a required value is null, or a list of turns empty."""
-    drops = []
+    rules: list[Invalid] = []
     for name, dtype in reading.layout.types.items():
         label = reading.renames.get(name, name)
         if name in reading.layout.columns:
-            drops.append(invalid(pl.col(name).is_null(), f"{label} is null"))
-        drops += [
-            invalid(wrong, error) for wrong, error in _inner_nulls(pl.col(name), dtype, label, reading.layout.loose)
-        ]
-    return drops
+            rules.append((pl.col(name).is_null(), f"{label} is null"))
+        rules += _inner_nulls(pl.col(name), dtype, label, reading.layout.loose)
+    return rules
 
 
-def _inner_nulls(value: pl.Expr, dtype: pl.DataType, label: str, loose: frozenset[str]) -> list[tuple[pl.Expr, str]]:
-    found: list[tuple[pl.Expr, str]] = []
+def _inner_nulls(value: pl.Expr, dtype: Any, label: str, loose: frozenset[str]) -> list[Invalid]:
+    found: list[Invalid] = []
     if isinstance(dtype, pl.List):
         item = f"an item of {label}"
-        inner = [(pl.element().is_null(), f"{item} is null"), *_inner_nulls(pl.element(), dtype.inner, item, loose)]  # ty: ignore
+        inner: list[Invalid] = [
+            (pl.element().is_null(), f"{item} is null"),
+            *_inner_nulls(pl.element(), dtype.inner, item, loose),
+        ]
         found.append((value.list.len() == 0, f"{label} is empty"))
         found += [(value.list.eval(wrong).list.any(), error) for wrong, error in inner]
     elif isinstance(dtype, pl.Struct):
@@ -192,7 +194,7 @@ def _inner_nulls(value: pl.Expr, dtype: pl.DataType, label: str, loose: frozense
             if each.name not in loose:
                 inside = value.struct.field(each.name)
                 found.append((value.is_not_null() & inside.is_null(), f"{label}: {each.name} is null"))
-                found += _inner_nulls(inside, each.dtype, f"{label}: {each.name}", loose)  # ty: ignore
+                found += _inner_nulls(inside, each.dtype, f"{label}: {each.name}", loose)
     return found
 
 
@@ -212,5 +214,5 @@ def _meta(reading: Reading, upstream: pl.DataFrame, notes: pl.Series) -> pl.Seri
     if not others:
         return notes
     rows = upstream.select(pl.struct(others).struct.json_encode().alias("meta")).with_columns(notes.alias("notes"))
-    noted = pl.format('{},"prefmix":{}}', pl.col("meta").str.strip_suffix("}"), "notes")
+    noted = pl.concat_str(pl.col("meta").str.strip_suffix("}"), pl.lit(","), pl.col("notes").str.strip_prefix("{"))
     return rows.select(pl.when(pl.col("notes").is_null()).then("meta").otherwise(noted).alias("meta")).to_series()

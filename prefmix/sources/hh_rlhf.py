@@ -7,8 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from prefmix.ledger import mark
-from prefmix.sources.layout import TEXT, invalid
+from prefmix.sources.layout import TEXT, mark_invalid
 
 NAME = "hh_rlhf"
 KIND = "preference"
@@ -24,13 +23,11 @@ def read(rows: pl.LazyFrame, options: Mapping[str, Any], seed: int) -> pl.LazyFr
     """The prompt is what the transcripts share; white space around a turn belongs to the transcript and is cut off."""
     sides = ("chosen", "rejected")
     rows = rows.with_columns(turns(pl.col(side)).alias(f"_{side}") for side in sides)
-    broken = [invalid(~pl.col(side).str.starts_with(_HUMAN), f'{side} does not begin with "Human:"') for side in sides]
-    broken += [
-        invalid(pl.col(f"_{side}").list.len() < 2, f"{side} has no answer after its first turn") for side in sides
-    ]
+    broken = [(~pl.col(side).str.starts_with(_HUMAN), f'{side} does not begin with "Human:"') for side in sides]
+    broken += [(pl.col(f"_{side}").list.len() < 2, f"{side} has no answer after its first turn") for side in sides]
     before = [pl.col(f"_{side}").list.head(pl.col(f"_{side}").list.len() - 1) for side in sides]
-    diverge = invalid(before[0] != before[1], "chosen and rejected diverge before the last answer")
-    return mark(rows, [*broken, diverge]).with_columns(
+    diverge = (before[0] != before[1], "chosen and rejected diverge before the last answer")
+    return mark_invalid(rows, [*broken, diverge]).with_columns(
         prompt=before[0], chosen=pl.col("_chosen").list.tail(1), rejected=pl.col("_rejected").list.tail(1)
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -14,8 +14,16 @@ from prefmix.errors import SourceError
 from prefmix.files import in_split, is_data_file
 
 
-def fetch(repo: str, revision: str, split: str | None) -> tuple[str, list[tuple[str, Path]]]:
-    """Downloads the data files of a split: (commit, [(path in the repository, local file)]), in sorted path order.
+class Fetched(NamedTuple):
+    """A data set at a commit: its data files (path in the repository, local file) and the licence its card names."""
+
+    commit: str
+    files: list[tuple[str, Path]]
+    license: str | None
+
+
+def fetch(repo: str, revision: str, split: str | None) -> Fetched:
+    """Downloads the data files of a split, in sorted path order.
 
     The split's files are those that the data set's card names (`configs:`), else those with the split's word in their
     path. Without `split` that is "train"; if nothing is called so, the only split, or (without a card) all files.
@@ -26,9 +34,17 @@ def fetch(repo: str, revision: str, split: str | None) -> tuple[str, list[tuple[
     """
     commit = hub.resolve_revision(repo, revision)
     names = hub.list_files(repo, commit)
-    card = hub.download(repo, commit, ["README.md"])[0].read_text("utf-8") if "README.md" in names else ""
-    chosen = choose(repo, names, _configs(card), split)
-    return commit, list(zip(chosen, hub.download(repo, commit, chosen), strict=True))
+    card = hub.download(repo, commit, ["README.md"])[0].read_text("utf-8", "replace") if "README.md" in names else ""
+    head = _head(card)
+    configs = head.get("configs")
+    configs = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+    chosen = choose(repo, names, configs, split)
+    licence = head.get("license")
+    return Fetched(
+        commit,
+        list(zip(chosen, hub.download(repo, commit, chosen), strict=True)),
+        licence if isinstance(licence, str) else None,
+    )
 
 
 def choose(repo: str, names: Sequence[str], configs: Sequence[dict[str, Any]], split: str | None) -> list[str]:
@@ -76,16 +92,15 @@ def _card_splits(repo: str, configs: Sequence[dict[str, Any]], split: str | None
     return {"train": _listed(files)}
 
 
-def _configs(card: str) -> list[dict[str, Any]]:
-    """`configs` of a card's YAML head."""
+def _head(card: str) -> dict[str, Any]:
+    """The YAML head of a card; empty if it has none that can be read."""
     if not card.startswith("---\n"):
-        return []
+        return {}
     try:
         head = yaml.safe_load(card[4:].partition("\n---")[0])
     except yaml.YAMLError:
-        return []
-    configs = head.get("configs") if isinstance(head, dict) else None
-    return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+        return {}
+    return head if isinstance(head, dict) else {}
 
 
 def _listed(paths: Any) -> list[str]:

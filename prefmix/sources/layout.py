@@ -7,13 +7,12 @@ function that makes canonical columns of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
-from prefmix.ledger import Drop
 from prefmix.schema import MESSAGES, Kind
 
 TEXT = pl.String()
@@ -30,8 +29,9 @@ class Layout:
 
     `read(rows, options, seed)` gets every column of `columns` and `optional` with exactly these types (an optional one
     that the files lack is null), adds the parts of `kind` (and `chosen_score`, `rejected_score`), removes and reorders
-    no row, and fills `reason` and `detail` where a row does not fit. Rows that are already marked come along: their
-    columns may be null.
+    no row, and marks (`mark_invalid`) the rows that do not fit. Rows that are already marked come along: their columns
+    may be null. The names of the canonical columns for where a row came from (`source` and so on) and what became of
+    it (`reason` and so on) are taken.
     """
 
     kind: Kind
@@ -73,7 +73,7 @@ def fits(have: pl.DataType, want: pl.DataType, loose: frozenset[str] = frozenset
     if have == pl.Unknown:  # a column of a CSV file
         return want in (TEXT, NUMBER)
     if want == pl.String:
-        return isinstance(have, pl.String | pl.Categorical | pl.Enum)
+        return have == pl.String or isinstance(have, pl.Categorical | pl.Enum)
     if want == pl.Float64:
         return have.is_numeric()
     if isinstance(want, pl.List):
@@ -117,7 +117,7 @@ def describe(dtype: pl.DataType) -> str:
         return f"a list of {describe(dtype.inner)}"  # ty: ignore[invalid-argument-type]
     if isinstance(dtype, pl.Struct):
         return "{" + ", ".join(each.name for each in dtype.fields) + "}"
-    if isinstance(dtype, pl.String | pl.Unknown):
+    if dtype in (pl.String, pl.Unknown):
         return "text"
     return "a number" if dtype.is_numeric() else str(dtype)
 
@@ -134,7 +134,27 @@ def conversation(system: pl.Expr, *turns: tuple[str, pl.Expr]) -> pl.Expr:
     return pl.when(system.fill_null("") != "").then(messages(("system", system), *turns)).otherwise(messages(*turns))
 
 
-def invalid(when: pl.Expr, error: str | pl.Expr) -> Drop:
-    """The rule that a row does not fit its format where `when` is true."""
-    text = pl.lit(error) if isinstance(error, str) else error
-    return Drop("source/invalid", when.fill_null(False), pl.struct(text.alias("error")))
+#: A row does not fit its format where the expression is true, for the reason that the text gives.
+Invalid = tuple[pl.Expr, str | pl.Expr]
+
+
+def mark_invalid(rows: pl.LazyFrame, rules: Sequence[Invalid]) -> pl.LazyFrame:
+    """Marks the living rows that break a rule as source/invalid; of several rules the first one is the reason."""
+    if not rules:
+        return rows
+    error = pl.coalesce(
+        pl.when(wrong).then(pl.lit(text) if isinstance(text, str) else text).otherwise(pl.lit(None, pl.String))
+        for wrong, text in rules
+    )
+    found = pl.when(pl.col("reason").is_null()).then(error)
+    return (
+        rows.with_columns(found.alias("error"))
+        .with_columns(
+            pl.when(pl.col("error").is_not_null()).then(pl.lit("source/invalid")).otherwise("reason").alias("reason"),
+            pl.when(pl.col("error").is_not_null())
+            .then(pl.struct("error").struct.json_encode())
+            .otherwise("detail")
+            .alias("detail"),
+        )
+        .drop("error")
+    )

@@ -13,9 +13,8 @@ from typing import Any
 import polars as pl
 
 from prefmix import chatml
-from prefmix.ledger import mark
 from prefmix.schema import CONTENT, ROLE, ROLES
-from prefmix.sources.layout import MESSAGES, NUMBER, TEXT, Layout, Read, invalid
+from prefmix.sources.layout import MESSAGES, NUMBER, TEXT, Layout, Read, mark_invalid
 from prefmix.sources.layout import messages as turns
 
 NAME = "messages"
@@ -54,12 +53,12 @@ def preference(scores: Sequence[str] = ("chosen_score", "rejected_score")) -> tu
 def with_roles(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
     """Brings the roles of MESSAGES columns into prefmix's words and marks the rows that have an unknown one."""
     unknown = {column: pl.col(column).list.eval(ROLE.filter(~_ROLE.is_in(list(_ROLE_NAMES)))) for column in columns}
-    drops = [
-        invalid(names.list.len() > 0, pl.format('unknown role "{}" in {}', names.list.first(), pl.lit(column)))
+    rules = [
+        (names.list.len() > 0, pl.format('unknown role "{}" in {}', names.list.first(), pl.lit(column)))
         for column, names in unknown.items()
     ]
     message = pl.struct(role=_ROLE.replace(_ROLE_NAMES), content=CONTENT)
-    return mark(rows, drops).with_columns(pl.col(column).list.eval(message) for column in columns)
+    return mark_invalid(rows, rules).with_columns(pl.col(column).list.eval(message) for column in columns)
 
 
 def _pairs(rows: pl.LazyFrame, columns: Mapping[str, pl.DataType]) -> pl.LazyFrame:
@@ -76,16 +75,16 @@ def _pairs(rows: pl.LazyFrame, columns: Mapping[str, pl.DataType]) -> pl.LazyFra
         answers[side] = column.list.tail(1)
     diverge = "chosen and rejected diverge before the last answer"
     if "prompt" not in columns:
-        rows = mark(rows, [invalid(whole["chosen"] != whole["rejected"], diverge)])
+        rows = mark_invalid(rows, [(whole["chosen"] != whole["rejected"], diverge)])
         return rows.with_columns(prompt=whole["chosen"], **answers)
     first_role = pl.col("chosen").list.first().struct.field("role")
     is_whole = first_role.is_in(["system", "user"])  # else the answer alone
     continues = whole["chosen"].list.tail(pl.col("prompt").list.len()) == pl.col("prompt")
-    rows = mark(
+    rows = mark_invalid(
         rows,
         [
-            invalid(is_whole & (whole["chosen"] != whole["rejected"]), diverge),
-            invalid(is_whole & ~continues, "chosen is a conversation that does not continue the prompt"),
+            (is_whole & (whole["chosen"] != whole["rejected"]), diverge),
+            (is_whole & ~continues, "chosen is a conversation that does not continue the prompt"),
         ],
     )
     return rows.with_columns(
@@ -96,32 +95,33 @@ def _pairs(rows: pl.LazyFrame, columns: Mapping[str, pl.DataType]) -> pl.LazyFra
 
 def _answers_from_text(rows: pl.LazyFrame, prompt: pl.DataType | None) -> pl.LazyFrame:
     """`chosen` and `rejected` from text; they are ChatML where the prompt is, or (without one) must be."""
-    parsed, drops = {}, []
+    parsed, rules = {}, []
     for side in ("chosen", "rejected"):
         text = pl.col(side)
         if prompt is None:
             parsed[side] = _conversation(text)
-            drops.append(invalid(parsed[side].is_null(), f"{side} is not ChatML, and there is no prompt beside it"))
+            rules.append((parsed[side].is_null(), f"{side} is not ChatML, and there is no prompt beside it"))
         elif prompt == TEXT:
             parsed[side] = _answer(text)
-            drops.append(invalid(parsed[side].is_null(), f"{side} is not ChatML, but the prompt is"))
+            rules.append((parsed[side].is_null(), f"{side} is not ChatML, but the prompt is"))
         else:
             parsed[side] = turns(("assistant", text))
-    return mark(rows, drops).with_columns(**parsed)
+    return mark_invalid(rows, rules).with_columns(**parsed)
 
 
 def _prompt_from_text(rows: pl.LazyFrame) -> pl.LazyFrame:
     text = pl.col("prompt")
     prompt = pl.when(_IS_CHATML).then(_conversation(text)).otherwise(turns(("user", text)))
-    return mark(rows, [invalid(prompt.is_null(), "prompt begins as ChatML but is not well-formed")]).with_columns(
+    return mark_invalid(rows, [(prompt.is_null(), "prompt begins as ChatML but is not well-formed")]).with_columns(
         prompt
     )
 
 
 def _answer(text: pl.Expr) -> pl.Expr:
     """MESSAGES of an answer, or of a whole conversation, beside a `prompt` that may be ChatML."""
-    of_chatml = pl.when(_IS_CHATML).then(text)  # null elsewhere: parsing all that other text would take long
-    answer = pl.coalesce(chatml.parse_answer(of_chatml), _conversation(of_chatml))
+    is_whole = text.str.starts_with(chatml.START)
+    alone = pl.when(_IS_CHATML & ~is_whole).then(text)  # null elsewhere: parsing all other text would take long
+    answer = pl.when(is_whole).then(_conversation(text)).otherwise(chatml.parse_answer(alone))
     return pl.when(_IS_CHATML).then(answer).otherwise(turns(("assistant", text)))
 
 
@@ -137,14 +137,14 @@ def _read_messages(rows: pl.LazyFrame, options: Mapping[str, Any], seed: int) ->
 
 def _read_text(rows: pl.LazyFrame, options: Mapping[str, Any], seed: int) -> pl.LazyFrame:
     conversation = _conversation(pl.col("text"))
-    drops = [invalid(conversation.is_null(), "text is not ChatML: prefmix cannot tell the turns of other text")]
-    return with_roles(mark(rows, drops).with_columns(messages=conversation), ["messages"])
+    rules = [(conversation.is_null(), "text is not ChatML: prefmix cannot tell the turns of other text")]
+    return with_roles(mark_invalid(rows, rules).with_columns(messages=conversation), ["messages"])
 
 
 def _read_completion(rows: pl.LazyFrame, options: Mapping[str, Any], seed: int) -> pl.LazyFrame:
     answer = pl.col("completion")
     parsed = _answer(answer)
-    rows = mark(rows, [invalid(parsed.is_null(), "completion is not ChatML, but the prompt is")])
+    rows = mark_invalid(rows, [(parsed.is_null(), "completion is not ChatML, but the prompt is")])
     return _read_completion_messages(_prompt_from_text(rows.with_columns(completion=parsed)), options, seed)
 
 

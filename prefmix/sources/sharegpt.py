@@ -7,9 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from prefmix.ledger import mark
 from prefmix.schema import MESSAGES, ROLE
-from prefmix.sources.layout import CONVERSATION, TEXT, TURN, Layout, invalid, messages
+from prefmix.sources.layout import CONVERSATION, TEXT, TURN, Layout, mark_invalid, messages
 
 NAME = "sharegpt"
 DESCRIPTION = "ShareGPT and OpenHermes-2.5: conversations of {from, value} turns; with chosen and rejected, pairs"
@@ -42,11 +41,11 @@ def _known(rows: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
         column: pl.col(column).list.eval(pl.element().struct.field("from").filter(~_FROM.is_in(list(_ROLES))))
         for column in columns
     }
-    drops = [
-        invalid(names.list.len() > 0, pl.format('unknown role "{}" in {}', names.list.first(), pl.lit(column)))
+    rules = [
+        (names.list.len() > 0, pl.format('unknown role "{}" in {}', names.list.first(), pl.lit(column)))
         for column, names in unknown.items()
     ]
-    return mark(rows, drops).with_columns(pl.col(column).list.eval(_TURN) for column in columns)
+    return mark_invalid(rows, rules).with_columns(pl.col(column).list.eval(_TURN) for column in columns)
 
 
 def _with_system(conversation: pl.Expr) -> pl.Expr:

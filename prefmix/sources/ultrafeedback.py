@@ -19,8 +19,7 @@ from typing import Any
 
 import polars as pl
 
-from prefmix.ledger import mark
-from prefmix.sources.layout import NUMBER, TEXT, invalid, messages
+from prefmix.sources.layout import NUMBER, TEXT, mark_invalid, messages
 
 NAME = "ultrafeedback"
 KIND = "preference"
@@ -63,8 +62,8 @@ def read(rows: pl.LazyFrame, options: Mapping[str, Any], seed: int) -> pl.LazyFr
         worse.select("_row", _rejected="response", rejected_score="score"), on="_row", how="left"
     )
     paired = table.lazy().join(pairs.lazy(), on="_row", how="left", maintain_order="left")
-    too_few = invalid(pl.col("_rejected").is_null(), "fewer than 2 completions with a response and a known score")
-    return mark(paired, [too_few]).with_columns(
+    too_few = (pl.col("_rejected").is_null(), "fewer than 2 completions with a response and a known score")
+    return mark_invalid(paired, [too_few]).with_columns(
         prompt=messages(("user", pl.col("instruction"))),
         chosen=messages(("assistant", pl.col("_chosen"))),
         rejected=messages(("assistant", pl.col("_rejected"))),
@@ -92,7 +91,8 @@ def _completions(table: pl.DataFrame, seed: int) -> pl.DataFrame:
     exploded = exploded.with_columns(
         score=score, changed=changed.sum().over("_row"), unknown=unknown.sum().over("_row")
     )
-    note = pl.struct(scores_of_10_read_as_1="changed", scores_of_10_left_out="unknown").struct.json_encode()
+    counts = pl.struct(scores_of_10_read_as_1="changed", scores_of_10_left_out="unknown")
+    note = pl.struct(prefmix=counts).struct.json_encode()
     ranks = [
         blake2b(f"{seed}\0{instruction}\0{response}".encode(), digest_size=8).digest()
         for instruction, response in exploded.select("instruction", "response").iter_rows()

@@ -1,4 +1,4 @@
-"""Our stand-in for the Hub: as much of its HTTP surface as the real huggingface_hub client needs to find and fetch files.
+"""Our stand-in for the Hub: what the real huggingface_hub client needs of its HTTP surface to find and fetch files.
 
 It listens on a loopback port and keeps everything in memory. One route is one function; what a client asks beyond the
 routes is answered with 404 and stands in `requests`, so that a missing route is easily seen and added.

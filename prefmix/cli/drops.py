@@ -1,0 +1,54 @@
+"""The ledger on the screen."""
+
+from __future__ import annotations
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from prefmix.cli.pages import Bar, Trimmed, by_count, grid, percent
+from prefmix.cli.texts import one_line, place
+from prefmix.inspect import evidence, sentence
+from prefmix.mixture import Mixture
+
+
+def counts_page(mixture: Mixture, counts: pl.DataFrame, read: int) -> RenderableType:
+    """How many rows went for each reason, and from which sources."""
+    by_reason: dict[str, dict[str, int]] = {}
+    for reason, source, rows in counts.select("reason", "source", "rows").rows():
+        by_reason.setdefault(reason, {})[source] = rows
+    totals = {reason: sum(sources.values()) for reason, sources in by_reason.items()}
+    dropped = sum(totals.values())
+    table = grid("", ">rows", ">of read", "", "*", header=True)
+    for reason, rows in by_count(totals):
+        sources = ", ".join(f"{source} {count:,}" for source, count in by_count(by_reason[reason]))
+        share = Text(percent(rows, read), "dim")
+        table.add_row(
+            reason,
+            Text(f"{rows:,}", "yellow"),
+            share,
+            Bar(rows, dropped, "yellow", 16, thin=True),
+            Text(sources, "dim"),
+        )
+    head = Text.assemble((str(mixture), "bold"), f"  {dropped:,} of {read:,} rows read are not in it")
+    if len(totals) == 1:
+        head = Text.assemble(
+            (str(mixture), "bold"), f"  {dropped:,} of {read:,} rows read: {sentence(next(iter(totals)))}"
+        )
+    return Group(head, Trimmed(table))
+
+
+def rows_page(rows: pl.DataFrame, several_reasons: bool) -> RenderableType:
+    """One line for each row of the ledger: id, file and row, evidence in words, the row that was kept instead."""
+    pages: list[RenderableType] = []
+    for (reason,), group in rows.group_by("reason", maintain_order=True):
+        heading = Text.assemble((reason, "yellow"), f"  {sentence(reason)}") if several_reasons else None
+        table = grid("id", "file:row", "evidence", header=not several_reasons)
+        table.columns[2].ratio = 1
+        for entry in group.iter_rows(named=True):
+            facts = one_line(evidence(entry["detail"]))
+            kept = f"kept {entry['kept_id'][:12]}" if entry["kept_id"] else ""
+            words = Text(", ".join(part for part in (facts, kept) if part), "dim")
+            table.add_row(Text(entry["id"][:12], "bold"), Text(place(entry)), words)
+        pages += ["", *([heading] if heading else []), Trimmed(table)]
+    return Group(*pages)

@@ -1,0 +1,400 @@
+"""Commands about mixtures that are there: show, diff, drops, why, list, rm."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from prefmix.cli.screen import emit_json, err, out
+from prefmix.errors import MixtureError, UsageError
+
+if TYPE_CHECKING:
+    import polars as pl
+    from rich.console import RenderableType
+
+    from prefmix.inspect import Dropped, Row, Story
+    from prefmix.mixture import Mixture
+
+_SHOWN_ROWS = 20
+_DIFF_ROWS = 5
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _mixture_options(command: Command) -> Command:
+    """--store and --json, which every command here has."""
+    where = "Folder that holds the mixtures; else PREFMIX_STORE, else ./mixtures."
+    command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+    return click.option("--store", type=click.Path(file_okay=False), metavar="DIR", help=where)(command)
+
+
+@click.command("show")
+@click.argument("mixture", metavar="MIXTURE")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Read N rows in place of the numbers.")
+@click.option("--reason", metavar="REASON", help="With --sample: rows that were dropped for REASON, as in filter/tie.")
+@_mixture_options
+def show_command(mixture: str, sample: int | None, reason: str | None, store: str | None, as_json: bool) -> None:
+    """Show what is in a mixture and what became of the rows that are not.
+
+    MIXTURE is a name (its last version), name@v2, name@ and the beginning of a build or digest, or a folder. A sample
+    is chosen by the mixture's seed: the same N rows every time. Dropped rows are read from their source again.
+    """
+    if reason is not None and sample is None:
+        raise UsageError(f"--reason {reason} needs --sample N; `prefmix drops` lists the rows of a reason.")
+    opened = _open(mixture, store)
+    if sample is None:
+        _show(opened, store, as_json)
+    elif reason is None:
+        _show_rows(opened, sample, as_json)
+    else:
+        _show_dropped(opened, reason, sample, as_json)
+
+
+@click.command("diff")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help=f"Rows to list of each kind [default: {_DIFF_ROWS}; all with --json].")  # fmt: skip
+@_mixture_options
+def diff_command(a: str, b: str, limit: int | None, store: str | None, as_json: bool) -> None:
+    """Say which rows came, went or moved between two mixtures, and why.
+
+    A is the older mixture, B the newer one. A row that went has its reason in the ledger of B, one that came in the
+    ledger of A; a row that is in neither is no longer in its source, or new there.
+    """
+    from prefmix import inspect
+
+    old, new = _open(a, store), _open(b, store)
+    if old.digest == new.digest and not as_json:
+        out().print(_text(f"{old} and {new} have the same rows: digest {old.digest[:12]}"), soft_wrap=True)
+        return
+    with _busy("comparing"):
+        found = inspect.diff(old, new)
+    if as_json:
+        emit_json(_diff_json(found, limit))
+        return
+    from prefmix.cli.differences import diff_page
+
+    with _busy("reading rows"):
+        page = diff_page(found, _DIFF_ROWS if limit is None else limit)
+    out().print(page)
+    _next([(_again("why", str(new), "ID", store=store), "the story of one row")])
+
+
+@click.command("drops")
+@click.argument("mixture", metavar="MIXTURE")
+@click.option("--reason", metavar="REASON", help="List the rows of one reason (filter/tie) or one stage (filter).")
+@click.option("--source", metavar="NAME", help="List the rows of one source.")
+@click.option("--limit", type=click.IntRange(min=0), metavar="N", help=f"Rows to list [default: {_SHOWN_ROWS}; all with --json].")  # fmt: skip
+@_mixture_options
+def drops_command(
+    mixture: str, reason: str | None, source: str | None, limit: int | None, store: str | None, as_json: bool
+) -> None:
+    """List the rows that are not in a mixture, with their reasons.
+
+    Without --reason or --source it counts them. A row is named by its file and its number in the source, from 0.
+    """
+    import polars as pl
+
+    from prefmix import inspect
+
+    opened = _open(mixture, store)
+    if source is not None and source not in opened.manifest["sources"]:
+        raise UsageError(f"{opened} has no source {source}; it has {', '.join(opened.manifest['sources'])}.")
+    counts = inspect.drop_counts(opened)
+    reasons = _reasons(opened, reason)
+    wanted = pl.col("reason").is_in(reasons)
+    if source is not None:
+        wanted &= pl.col("source") == source
+    counts = counts.filter(wanted)
+    total = int(counts["rows"].sum())
+    if as_json:
+        rows = (
+            opened.drops.filter(wanted)
+            .sort("reason", maintain_order=True)
+            .head(total if limit is None else limit)
+            .collect()
+        )
+        drops = [_entry_json(entry) for entry in rows.iter_rows(named=True)]
+        emit_json({"mixture": str(opened), "dropped": total, "counts": counts.to_dicts(), "rows": drops})
+        return
+    from prefmix.cli.drops import counts_page, rows_page
+
+    read = opened.funnel[0]["out"]
+    if not total:
+        among = f" of {source}" if source else ""
+        out().print(_text(f"No row{among} was dropped{f' for {reason}' if reason else ''}."))
+        return
+    out().print(counts_page(opened, counts, read))
+    if reason is None and source is None:
+        most = counts.group_by("reason").agg(pl.col("rows").sum()).sort("rows", "reason", descending=[True, False])
+        first = most["reason"][0]
+        _next([(_again("drops", str(opened), "--reason", first, store=store), "the rows of one reason"),
+               (_again("show", str(opened), "--sample", "3", "--reason", first, store=store), "their texts")])  # fmt: skip
+        return
+    most_rows = _SHOWN_ROWS if limit is None else limit
+    rows = opened.drops.filter(wanted).sort("reason", maintain_order=True).head(most_rows).collect()
+    out().print(rows_page(rows, several_reasons=counts["reason"].n_unique() > 1))
+    if total > rows.height:
+        out().print(_text(f"{total - rows.height:,} more: --limit {total}", "dim"))
+    if rows.height:
+        _next([(_again("why", str(opened), rows["id"][0][:12], store=store), "the story of one of them")])
+
+
+@click.command("why")
+@click.argument("mixture", metavar="MIXTURE")
+@click.argument("query", metavar="ID-OR-TEXT")
+@click.option("--limit", type=click.IntRange(min=1), default=_SHOWN_ROWS, metavar="N", show_default=True, help="Rows to list where several are meant.")  # fmt: skip
+@_mixture_options
+def why_command(mixture: str, query: str, limit: int, store: str | None, as_json: bool) -> None:
+    """Tell the story of one row: why it is in a mixture, or why not.
+
+    The row is named by its id (or the first 6 digits or more), else by text that it contains, in any case. Rows that
+    were dropped are read from their sources again. Exits with 1 when there is no such row.
+    """
+    from prefmix import inspect
+
+    opened = _open(mixture, store)
+    if not query.strip():
+        raise UsageError("why: name a row by its id, or by text that it contains.")
+    with _busy("looking for the row"):
+        stories, count, problems = inspect.why(opened, query, limit)
+    if not as_json:
+        _warn(problems)
+    if not stories:
+        unread = "".join(f"\n{problem}" for problem in problems) if as_json else ""
+        raise MixtureError(f"No row that {opened} was made from has {query!r} as its id or in its text.{unread}")
+    if as_json:
+        emit_json(
+            {
+                "mixture": str(opened),
+                "found": count,
+                "rows": [_story_json(story) for story in stories],
+                "problems": problems,
+            }
+        )
+        return
+    from prefmix.cli.texts import stories_page, story_page
+
+    if len(stories) == 1:
+        out().print(story_page(stories[0], str(opened)))
+        return
+    out().print(_text(f"{count:,} rows have it"), stories_page(stories), sep="\n")
+    if count > len(stories):
+        out().print(_text(f"{count - len(stories):,} more: --limit {count}", "dim"))
+    _next([(_again("why", str(opened), stories[0].id[:12], store=store), "the story of one of them")])
+
+
+@click.command("list")
+@_mixture_options
+def list_command(store: str | None, as_json: bool) -> None:
+    """List the mixtures in the store and their versions."""
+    from prefmix.inspect import listing
+    from prefmix.store import Store
+
+    shelf = Store(store)
+    found = listing(shelf)
+    if as_json:
+        emit_json([asdict(each) for each in found])
+        return
+    if not found:
+        out().print(_text(f"No mixtures in {shelf.root}."), soft_wrap=True)
+        _next([("prefmix build RECIPE", "make one"), ("prefmix init", "write a recipe")])
+        return
+    from prefmix.cli.pages import list_page
+
+    out().print(list_page(found))
+    _next([(_again("show", found[-1].name, store=store), "what is in it")])
+
+
+@click.command("rm")
+@click.argument("mixture", metavar="MIXTURE")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
+@click.option("--store", type=click.Path(file_okay=False), metavar="DIR", help="Folder that holds the mixtures; else PREFMIX_STORE, else ./mixtures.")  # fmt: skip
+def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
+    """Remove a version of a mixture.
+
+    Its folder goes; its label stays taken and never names other rows later.
+    """
+    import sys
+
+    from prefmix.cli.pages import size
+    from prefmix.inspect import size_bytes
+    from prefmix.store import Store
+
+    opened = _open(mixture, store)
+    home = opened.folder.resolve().parent
+    entry = Store(home.parent).versions(opened.name).get(opened.version) if home.name == opened.name else None
+    if entry is None or entry["build"] != opened.build:
+        raise UsageError(f"{opened.folder} is a mixture that no store knows: delete the folder yourself.")
+    what = f"{opened} ({opened.funnel[-1]['out']:,} rows, {size(size_bytes(opened.folder))}): {opened.folder}"
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError(f"rm {mixture} would remove {what}. Give --yes to do it.")
+        err().print(_text(what), soft_wrap=True)
+        if not click.confirm("Remove it?", err=True):
+            err().print("Nothing was removed.")
+            return
+    Store(home.parent).remove(opened)
+    if not quiet:
+        err().print(_text(f"Removed {what}"), soft_wrap=True)
+
+
+def _open(reference: str, store: str | None) -> Mixture:
+    from prefmix.store import open_mixture
+
+    return open_mixture(reference, store)
+
+
+def _show(mixture: Mixture, store: str | None, as_json: bool) -> None:
+    from prefmix import inspect
+
+    with _busy("measuring"):
+        found = inspect.overview(mixture)
+        lengths = inspect.lengths(mixture) if not as_json else []
+    if as_json:
+        emit_json(found)
+        return
+    from prefmix.cli import pages
+
+    manifest = mixture.manifest
+    out().print(pages.head_page(found))
+    funnel_note = "thin bars: share of the rows dropped" if len(mixture.funnel) > 1 else ""
+    out().print(pages.titled("From rows read to rows in the mixture", pages.funnel_page(manifest), funnel_note))
+    out().print(pages.titled("Sources", pages.sources_page(manifest, found["rows_by_source"])))
+    out().print(pages.titled("Splits", pages.splits_page(manifest)))
+    out().print(pages.titled("Lengths", pages.lengths_page(lengths), f"in {lengths[0].unit}, log scale"))
+    if reported := pages.audit_page(manifest):
+        out().print(pages.titled("Reported, not dropped", reported))
+    reference = str(mixture)
+    commands = [(_again("show", reference, "--sample", "3", store=store), "read some rows")]
+    if any(stage["dropped"] for stage in mixture.funnel):
+        commands.append((_again("drops", reference, store=store), "the rows that are not in it"))
+    _next(commands)
+
+
+def _show_rows(mixture: Mixture, count: int, as_json: bool) -> None:
+    from prefmix import inspect
+
+    rows = inspect.sample(mixture, count)
+    if as_json:
+        emit_json({"mixture": str(mixture), "rows": [asdict(row) for row in rows]})
+        return
+    from prefmix.cli.texts import row_page
+
+    for row in rows:
+        out().print(row_page(row))
+
+
+def _show_dropped(mixture: Mixture, reason: str, count: int, as_json: bool) -> None:
+    from prefmix import inspect
+
+    with _busy("reading the sources again"):
+        entries = inspect.sample_drops(mixture, _reasons(mixture, reason), count)
+        dropped, problems = inspect.dropped_rows(mixture, entries)
+    if as_json:
+        emit_json({"mixture": str(mixture), "rows": [_dropped_json(each) for each in dropped], "problems": problems})
+        return
+    from prefmix.cli.texts import dropped_page
+
+    _warn(problems)
+    if not dropped:
+        out().print(_text(f"No row was dropped for {reason}."))
+    for each in dropped:
+        out().print(dropped_page(each))
+
+
+def _reasons(mixture: Mixture, reason: str | None) -> list[str]:
+    """The reasons of the mixture's ledger that an option means. Raises UsageError for one that cannot be."""
+    from prefmix.inspect import matching
+
+    present: dict[str, int] = {}
+    for stage in mixture.funnel:
+        present |= stage["dropped"]
+    try:
+        return matching(reason, present)
+    except LookupError as error:
+        there = f" {mixture} has: {', '.join(present)}." if present else ""
+        raise UsageError(f"--reason: {error.args[0]}.{there}") from None
+
+
+def _entry_json(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A ledger row with its evidence as an object."""
+    import json
+
+    return {**entry, "detail": entry["detail"] and json.loads(entry["detail"])}
+
+
+def _row_json(row: Row | None) -> dict[str, Any] | None:
+    return None if row is None else asdict(row)
+
+
+def _dropped_json(dropped: Dropped) -> dict[str, Any]:
+    kept = {"kept": _row_json(dropped.kept), "kept_reason": dropped.kept_reason}
+    return {**_entry_json(dropped.entry), "row": _row_json(dropped.row), **kept}
+
+
+def _story_json(story: Story) -> dict[str, Any]:
+    return {
+        "id": story.id,
+        "in_mixture": story.row is not None,
+        "row": _row_json(story.row),
+        "places": list(story.places),
+        "changes": [_entry_json(change) for change in story.changes],
+        "dropped": [_dropped_json(dropped) for dropped in story.dropped],
+        "instead_of": [_entry_json(entry) for entry in story.instead_of],
+    }
+
+
+def _diff_json(found: Any, limit: int | None) -> dict[str, Any]:
+    tables: dict[str, pl.DataFrame] = {name: getattr(found, name) for name in ("came", "went", "moved", "changed")}
+    sides = {
+        name: {"mixture": str(mixture), "digest": mixture.digest, "rows": mixture.funnel[-1]["out"]}
+        for name, mixture in (("a", found.a), ("b", found.b))
+    }
+    counts = {
+        name: int(table["copies"].sum()) if "copies" in table.columns else table.height
+        for name, table in tables.items()
+    }
+    return {
+        **sides,
+        "same_digest": found.a.digest == found.b.digest,
+        "recipe": [asdict(change) for change in found.recipe],
+        "files": [asdict(change) for change in found.files],
+        "counts": {**counts, "stayed": found.stayed},
+        **{name: (table if limit is None else table.head(limit)).to_dicts() for name, table in tables.items()},
+    }
+
+
+def _again(command: str, *words: str, store: str | None) -> str:
+    """A command line of prefmix for the same store."""
+    return shlex.join(["prefmix", command, *words, *(["--store", store] if store else [])])
+
+
+def _next(commands: Sequence[tuple[str, str]]) -> None:
+    from prefmix.cli.pages import next_page
+
+    out().print(next_page(commands), soft_wrap=True)
+
+
+def _warn(problems: Iterable[str]) -> None:
+    from rich.text import Text
+
+    for problem in problems:
+        err().print(Text.assemble(("warning: ", "bold yellow"), problem), soft_wrap=True)
+
+
+def _busy(what: str) -> AbstractContextManager[Any]:
+    """A spinner on stderr while something takes long; nothing where stderr is no terminal."""
+    return err().status(f"[dim]{what}[/]", spinner="line", spinner_style="dim")
+
+
+def _text(text: str, style: str = "") -> RenderableType:
+    from rich.text import Text
+
+    return Text(text, style)

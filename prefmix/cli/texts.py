@@ -1,0 +1,174 @@
+"""Rows on the screen: their turns, what became of them, and two of them side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from prefmix.cli.pages import Trimmed, grid
+from prefmix.inspect import Dropped, Row, Story, evidence, sentence
+
+#: Characters of a turn that are shown; --json has them all.
+SHOWN_CHARS = 800
+_ID_CHARS = 12
+#: C0 and C1 controls except newline and tab, as pictures: a row must not command the terminal.
+_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "\u2421"}
+_CONTROLS |= dict.fromkeys(range(0x80, 0xA0), "\ufffd")
+
+
+def plain(text: str) -> str:
+    """Text of a row without what a terminal would obey."""
+    return text.translate(_CONTROLS)
+
+
+def short(text: str, most: int = SHOWN_CHARS) -> str:
+    """The beginning of a long text, and how much more there is."""
+    text = plain(text)
+    return text if len(text) <= most else f"{text[:most].rstrip()} … ({len(text) - most:,} characters more)"
+
+
+def one_line(text: str, most: int = 200) -> str:
+    """The beginning of a text with its white space squeezed."""
+    return plain(" ".join(text[: most * 2].split()))[:most]
+
+
+def opening(row: Row | None) -> str:
+    """The beginning of what the user asks."""
+    turns = next(iter(row.parts.values()), []) if row else []
+    asked = next((turn for turn in turns if turn["role"] != "system"), turns[0] if turns else None)
+    return one_line(asked["content"]) if asked else ""
+
+
+def place(entry: Mapping[str, Any]) -> str:
+    """`quickstart/orca.jsonl:15`: file and row of a ledger entry."""
+    return f"{plain(entry['source_file'] or '')}:{entry['source_row']}"
+
+
+def turns_page(row: Row) -> RenderableType:
+    """The turns of a row under each other, each with its role; answers with what they are, and their scores."""
+    table = grid("", "*")
+    for label, score, content in _turns(row):
+        table.add_row(Text.assemble((label, "cyan"), (score, "dim")), Text(short(content)))
+    return Trimmed(table)
+
+
+def row_page(row: Row) -> RenderableType:
+    """A row of the mixture."""
+    head = Text.assemble((row.id[:_ID_CHARS], "bold"), (f"  {row.source} · {row.kind}/{row.split}", "dim"))
+    return Group("", head, turns_page(row))
+
+
+def dropped_page(dropped: Dropped, head: bool = True) -> RenderableType:
+    """A row of the ledger: where it stood, why it is not in the mixture, its texts, the row that was kept instead."""
+    entry = dropped.entry
+    lines: list[RenderableType] = []
+    if head:
+        where = Text(f"  {entry['source']} · {place(entry)}", "dim")
+        lines += ["", Text.assemble((entry["id"][:_ID_CHARS], "bold"), where)]
+    lines.append(Text.assemble((entry["reason"], "yellow"), f"  {sentence(entry['reason'])}"))
+    if facts := evidence(entry["detail"]):
+        lines.append(Text(one_line(facts, 400), "dim"))
+    if entry["kept_id"] is not None:
+        lines.append(_kept_line(dropped))
+    if dropped.row and dropped.kept and _contents(dropped.row) != _contents(dropped.kept):
+        lines.append(_side_by_side(dropped.row, dropped.kept))
+    elif dropped.row:
+        lines.append(turns_page(dropped.row))
+    return Group(*lines)
+
+
+def story_page(story: Story, reference: str) -> RenderableType:
+    """All that became of the rows with one id."""
+    lines: list[RenderableType] = []
+    if story.row:
+        lines.append(Text.assemble((story.id, "bold"), f"  is in {reference}"))
+        facts = grid("", "*")
+        facts.add_row(Text("source", "dim"), Text(f"{story.row.source} ({story.row.kind})"))
+        splits = [f"{spot['split']}, row {spot['row']:,}" for spot in story.places]
+        facts.add_row(
+            Text("split", "dim"), Text("; ".join(splits[:4]) + (f"; {len(splits) - 4:,} more" * (len(splits) > 4)))
+        )
+        for change in story.changes:
+            text = f"{change['change']}: {evidence(change['detail'])}  ({place(change)})"
+            facts.add_row(Text("changed", "dim"), Text(plain(text), "yellow"))
+        if story.instead_of:
+            facts.add_row(Text("kept for", "dim"), _instead_of(story))
+        lines += [Trimmed(facts), "", turns_page(story.row)]
+    own = [dropped for dropped in story.dropped if not (story.row and dropped.entry["kept_id"] == story.id)]
+    for number, dropped in enumerate(own):
+        if story.row or number:
+            lines += ["", Text("A copy of it was dropped.", "dim")]
+        else:
+            lines.append(Text.assemble((story.id, "bold"), f"  is not in {reference}"))
+        entry = dropped.entry
+        lines += [
+            Text(f"{entry['source']} ({entry['kind']}) · {place(entry)}", "dim"),
+            dropped_page(dropped, head=False),
+        ]
+    if not story.row and story.instead_of:
+        lines += ["", Text.assemble(("kept for  ", "dim"), _instead_of(story))]
+    return Group("", *lines)
+
+
+def stories_page(stories: list[Story]) -> RenderableType:
+    """Several rows, one line each."""
+    table = grid("id", "source", "in", "asks", header=True)
+    table.columns[3].ratio = 1
+    for story in stories:
+        source = story.row.source if story.row else story.dropped[0].entry["source"]
+        fate = Text(story.row.split or "") if story.row else Text(story.dropped[0].entry["reason"], "yellow")
+        row = story.row or story.dropped[0].row
+        table.add_row(Text(story.id[:_ID_CHARS], "bold"), Text(source), fate, Text(opening(row), "dim"))
+    return Trimmed(table)
+
+
+def _turns(row: Row) -> Iterator[tuple[str, str, str]]:
+    """(label, score, content) of every turn."""
+    for part, turns in row.parts.items():
+        for number, turn in enumerate(turns):
+            answer = part in ("chosen", "rejected")
+            score = row.scores.get(f"{part}_score") if answer and number == len(turns) - 1 else None
+            label = part if answer and turn["role"] == "assistant" else plain(turn["role"])
+            yield label, "" if score is None else f" {score:g}", turn["content"]
+
+
+def _contents(row: Row) -> list[tuple[str, str]]:
+    return [(label, content) for label, _, content in _turns(row)]
+
+
+def _kept_line(dropped: Dropped) -> Text:
+    kept_id = dropped.entry["kept_id"]
+    line = Text("kept instead: ", "dim").append(kept_id[:_ID_CHARS], "bold")
+    if dropped.kept:
+        line.append(f"  {dropped.kept.source} · {dropped.kept.kind}/{dropped.kept.split}", "dim")
+        if dropped.row and _contents(dropped.row) == _contents(dropped.kept):
+            line.append(", the same texts", "dim")
+    elif dropped.kept_reason:
+        line.append("  which was dropped later: ", "dim").append(dropped.kept_reason, "yellow")
+    return line
+
+
+def _side_by_side(dropped: Row, kept: Row) -> RenderableType:
+    table = Table(box=None, show_header=True, header_style="", pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    table.add_column(Text("dropped", "yellow"), ratio=1, overflow="fold")
+    table.add_column(Text("kept", "cyan"), ratio=1, overflow="fold")
+    table.add_row(*(_stacked(row) for row in (dropped, kept)))
+    return Trimmed(table)
+
+
+def _stacked(row: Row) -> RenderableType:
+    """The turns of a row for a narrow column: the role above its text."""
+    return Group(
+        *(Text.assemble((label, "dim"), (score, "dim"), "\n", short(content)) for label, score, content in _turns(row))
+    )
+
+
+def _instead_of(story: Story) -> Text:
+    """The rows that were dropped because this one was kept."""
+    shown = [f"{entry['reason']} {place(entry)}" for entry in story.instead_of[:5]]
+    more = len(story.instead_of) - len(shown)
+    return Text("\n".join(shown) + (f"\nand {more:,} more" if more > 0 else ""))
