@@ -47,11 +47,16 @@ def render_answer(messages: pl.Expr) -> pl.Expr:
 
 def parse(text: pl.Expr) -> pl.Expr:
     """MESSAGES of ChatML text; null where the text is not exactly what `render` would write."""
-    turn = rf"(?s)<\|im_start\|>([a-z_]+)\n(.*?)<\|im_end\|>"
-    messages = text.str.extract_all(turn).list.eval(
-        pl.struct(role=pl.element().str.extract(turn, 1), content=pl.element().str.extract(turn, 2))
+    lines = pl.element().str.splitn("\n", 2)
+    turn = pl.struct(
+        role=lines.struct.field("field_0"),
+        content=lines.struct.field("field_1").str.strip_suffix("\n").str.strip_suffix(END),
     )
-    return pl.when(render(messages) == text).then(messages).otherwise(pl.lit(None, dtype=MESSAGES))
+    last = pl.struct(role=lines.struct.field("field_0"), content=lines.struct.field("field_1").str.strip_suffix(END))
+    pieces = text.str.split(START).list.slice(1)
+    messages = pl.concat_list(pieces.list.head(pieces.list.len() - 1).list.eval(turn), pieces.list.tail(1).list.eval(last))
+    clean = ~messages.list.eval(CONTENT.str.contains(END, literal=True) | ~ROLE.str.contains("^[a-z_]+$")).list.any()
+    return pl.when((render(messages) == text) & clean).then(messages).otherwise(pl.lit(None, dtype=MESSAGES))
 
 
 def parse_prompt(text: pl.Expr) -> pl.Expr:

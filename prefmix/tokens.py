@@ -18,7 +18,6 @@ import numpy as np
 import polars as pl
 from tokenizers import AddedToken, Tokenizer
 
-from prefmix import hub
 from prefmix.chatml import END, START, render_answer, render_prompt
 from prefmix.errors import SourceError
 from prefmix.schema import Kind
@@ -59,6 +58,8 @@ def load(name: str, revision: str, root: Path) -> LoadedTokenizer:
             raise SourceError(f"{folder} has no tokenizer.json. Save it with transformers: "
                               f"AutoTokenizer.from_pretrained(...).save_pretrained(folder).")  # fmt: skip
     else:
+        from prefmix import hub
+
         commit = hub.resolve_revision(name, revision, repo_type="model")
         (path,) = hub.download(name, commit, ["tokenizer.json"], repo_type="model")
     data = path.read_bytes()

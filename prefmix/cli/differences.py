@@ -9,7 +9,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from prefmix.cli.pages import Bar, Trimmed, grid, titled
+from prefmix.cli.pages import Bar, Trimmed, clipped, grid, titled
 from prefmix.cli.texts import opening, plain
 from prefmix.inspect import Diff, kept_rows
 from prefmix.mixture import Mixture
@@ -103,7 +103,7 @@ def _by_reason(table: pl.DataFrame, style: str) -> RenderableType:
     counts = table.group_by("reason", "source", "cause").agg(rows=pl.col("copies").sum())
     counts = counts.sort("rows", "reason", "source", descending=[True, False, False])
     total = int(counts["rows"].sum())
-    page = grid("", "source", "because of", ">rows", "", header=True)
+    page = grid("reason", "source", "because of", ">rows", "", header=True)
     for reason, source, cause, rows in counts.select("reason", "source", "cause", "rows").rows():
         bar = Bar(rows, total, style, 20, thin=True)
         page.add_row(reason, Text(source), Text(_CAUSES[cause], "dim"), Text(f"{rows:,}", style), bar)
@@ -133,13 +133,12 @@ def _rows(table: pl.DataFrame, mixture: Mixture, limit: int, extra: str | None) 
         return []
     shown = table.head(limit)
     texts = kept_rows(mixture, shown["id"].to_list())
-    page = grid("", "", *([""] if extra else []), "")
-    page.columns[-1].ratio = 1
+    page = grid("", "", *([""] if extra else []), "~")
     for row in shown.iter_rows(named=True):
         value = row[extra] if extra else None
         note = [Text(", ".join(value) if isinstance(value, list) else value or "")] if extra else []
         page.add_row(
-            Text(row["id"][:12], "bold"), Text(row["source"]), *note, Text(opening(texts.get(row["id"])), "dim")
+            Text(row["id"][:12], "bold"), Text(row["source"]), *note, clipped(opening(texts.get(row["id"])), "dim")
         )
     more = [Text(f"{table.height - limit:,} more: --limit {table.height}", "dim")] if table.height > limit else []
     return ["", Trimmed(page), *more]

@@ -6,7 +6,7 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from prefmix.cli.pages import Bar, Trimmed, by_count, grid, percent
+from prefmix.cli.pages import Bar, Trimmed, by_count, clipped, grid, percent
 from prefmix.cli.texts import one_line, place
 from prefmix.inspect import evidence, sentence
 from prefmix.mixture import Mixture
@@ -19,7 +19,7 @@ def counts_page(mixture: Mixture, counts: pl.DataFrame, read: int) -> Renderable
         by_reason.setdefault(reason, {})[source] = rows
     totals = {reason: sum(sources.values()) for reason, sources in by_reason.items()}
     dropped = sum(totals.values())
-    table = grid("", ">rows", ">of read", "", "*", header=True)
+    table = grid("", ">rows", ">of read", "", "~", header=True)
     for reason, rows in by_count(totals):
         sources = ", ".join(f"{source} {count:,}" for source, count in by_count(by_reason[reason]))
         share = Text(percent(rows, read), "dim")
@@ -27,8 +27,8 @@ def counts_page(mixture: Mixture, counts: pl.DataFrame, read: int) -> Renderable
             reason,
             Text(f"{rows:,}", "yellow"),
             share,
-            Bar(rows, dropped, "yellow", 16, thin=True),
-            Text(sources, "dim"),
+            Bar(rows, dropped, "yellow", 10, thin=True),
+            clipped(sources, "dim"),
         )
     head = Text.assemble((str(mixture), "bold"), f"  {dropped:,} of {read:,} rows read are not in it")
     if len(totals) == 1:
@@ -43,12 +43,11 @@ def rows_page(rows: pl.DataFrame, several_reasons: bool) -> RenderableType:
     pages: list[RenderableType] = []
     for (reason,), group in rows.group_by("reason", maintain_order=True):
         heading = Text.assemble((reason, "yellow"), f"  {sentence(reason)}") if several_reasons else None
-        table = grid("id", "file:row", "evidence", header=not several_reasons)
-        table.columns[2].ratio = 1
+        table = grid("id", "file:row", "~evidence", header=not several_reasons)
         for entry in group.iter_rows(named=True):
             facts = one_line(evidence(entry["detail"]))
             kept = f"kept {entry['kept_id'][:12]}" if entry["kept_id"] else ""
-            words = Text(", ".join(part for part in (facts, kept) if part), "dim")
+            words = clipped(", ".join(part for part in (facts, kept) if part), "dim")
             table.add_row(Text(entry["id"][:12], "bold"), Text(place(entry)), words)
         pages += ["", *([heading] if heading else []), Trimmed(table)]
     return Group(*pages)

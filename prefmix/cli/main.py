@@ -15,10 +15,10 @@ from prefmix.errors import PrefmixError, RecipeError
 
 #: Where each command lives and what it does: the help page needs no import of the modules.
 COMMANDS = {
-    "init": ("prefmix.cli.recipes", "Write a starter recipe for data files, or copy a shipped recipe."),
+    "init": ("prefmix.cli.starters", "Write a starter recipe for data files, or copy a shipped recipe."),
     "check": ("prefmix.cli.recipes", "Check a recipe and say what a build would read."),
     "schema": ("prefmix.cli.recipes", "Print the JSON Schema of recipes, for editors."),
-    "sources": ("prefmix.cli.recipes", "List the formats that can be read, or show the data card of one."),
+    "sources": ("prefmix.cli.formats", "List the formats that can be read, or show the data card of one."),
     "build": ("prefmix.cli.builds", "Build a mixture from a recipe."),
     "show": ("prefmix.cli.mixtures", "Show what is in a mixture and what became of the rows that are not."),
     "diff": ("prefmix.cli.mixtures", "Say which rows came, went or moved between two mixtures, and why."),
@@ -61,7 +61,7 @@ def prefmix() -> None:
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits: 0 ok, 1 expected failure, 2 usage or recipe, 3 a gate failed, 130 interrupted."""
+    """Runs the command line and exits: 0 ok, 1 expected failure, 2 usage or recipe, 3 gate failed, 130 interrupted."""
     sys.exit(run(sys.argv[1:]))
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from prefmix.cli.progress import run_beside
 from prefmix.cli.screen import emit_json, err, out
 from prefmix.errors import MixtureError, UsageError
 
@@ -24,6 +24,7 @@ _SHOWN_ROWS = 20
 _DIFF_ROWS = 5
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Result = TypeVar("Result")
 
 
 def _mixture_options(command: Command) -> Command:
@@ -72,16 +73,13 @@ def diff_command(a: str, b: str, limit: int | None, store: str | None, as_json: 
     if old.digest == new.digest and not as_json:
         out().print(_text(f"{old} and {new} have the same rows: digest {old.digest[:12]}"), soft_wrap=True)
         return
-    with _busy("comparing"):
-        found = inspect.diff(old, new)
+    found = _busy("comparing", lambda: inspect.diff(old, new))
     if as_json:
         emit_json(_diff_json(found, limit))
         return
     from prefmix.cli.differences import diff_page
 
-    with _busy("reading rows"):
-        page = diff_page(found, _DIFF_ROWS if limit is None else limit)
-    out().print(page)
+    out().print(_busy("reading rows", lambda: diff_page(found, _DIFF_ROWS if limit is None else limit)))
     _next([(_again("why", str(new), "ID", store=store), "the story of one row")])
 
 
@@ -161,8 +159,7 @@ def why_command(mixture: str, query: str, limit: int, store: str | None, as_json
     opened = _open(mixture, store)
     if not query.strip():
         raise UsageError("why: name a row by its id, or by text that it contains.")
-    with _busy("looking for the row"):
-        stories, count, problems = inspect.why(opened, query, limit)
+    stories, count, problems = _busy("looking for the row", lambda: inspect.why(opened, query, limit))
     if not as_json:
         _warn(problems)
     if not stories:
@@ -254,9 +251,7 @@ def _open(reference: str, store: str | None) -> Mixture:
 def _show(mixture: Mixture, store: str | None, as_json: bool) -> None:
     from prefmix import inspect
 
-    with _busy("measuring"):
-        found = inspect.overview(mixture)
-        lengths = inspect.lengths(mixture) if not as_json else []
+    found = _busy("measuring", lambda: inspect.overview(mixture))
     if as_json:
         emit_json(found)
         return
@@ -268,7 +263,9 @@ def _show(mixture: Mixture, store: str | None, as_json: bool) -> None:
     out().print(pages.titled("From rows read to rows in the mixture", pages.funnel_page(manifest), funnel_note))
     out().print(pages.titled("Sources", pages.sources_page(manifest, found["rows_by_source"])))
     out().print(pages.titled("Splits", pages.splits_page(manifest)))
-    out().print(pages.titled("Lengths", pages.lengths_page(lengths), f"in {lengths[0].unit}, log scale"))
+    out().print(
+        pages.titled("Lengths", pages.lengths_page(found["lengths"]), f"in {found['lengths'][0]['unit']}, log scale")
+    )
     if reported := pages.audit_page(manifest):
         out().print(pages.titled("Reported, not dropped", reported))
     reference = str(mixture)
@@ -294,9 +291,8 @@ def _show_rows(mixture: Mixture, count: int, as_json: bool) -> None:
 def _show_dropped(mixture: Mixture, reason: str, count: int, as_json: bool) -> None:
     from prefmix import inspect
 
-    with _busy("reading the sources again"):
-        entries = inspect.sample_drops(mixture, _reasons(mixture, reason), count)
-        dropped, problems = inspect.dropped_rows(mixture, entries)
+    entries = inspect.sample_drops(mixture, _reasons(mixture, reason), count)
+    dropped, problems = _busy("reading the sources again", lambda: inspect.dropped_rows(mixture, entries))
     if as_json:
         emit_json({"mixture": str(mixture), "rows": [_dropped_json(each) for each in dropped], "problems": problems})
         return
@@ -389,9 +385,12 @@ def _warn(problems: Iterable[str]) -> None:
         err().print(Text.assemble(("warning: ", "bold yellow"), problem), soft_wrap=True)
 
 
-def _busy(what: str) -> AbstractContextManager[Any]:
-    """A spinner on stderr while something takes long; nothing where stderr is no terminal."""
-    return err().status(f"[dim]{what}[/]", spinner="line", spinner_style="dim")
+def _busy(what: str, work: Callable[[], Result]) -> Result:
+    """The result of work that may take seconds: with a spinner where stderr is a terminal, and Ctrl-C ends it at once."""
+    if not err().is_terminal:
+        return run_beside(lambda progress: work(), bars=False)
+    with err().status(f"[dim]{what}[/]", spinner="line", spinner_style="dim"):
+        return run_beside(lambda progress: work(), bars=False)
 
 
 def _text(text: str, style: str = "") -> RenderableType:

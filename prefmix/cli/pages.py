@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from prefmix.inspect import Lengths, Listed
+    from prefmix.inspect import Listed
 
 Manifest = Mapping[str, Any]
 
@@ -71,7 +71,7 @@ def sources_page(manifest: Manifest, rows: Mapping[str, int] | None = None) -> R
         table.add_row(Text(name), *counts, percent(own, total), Bar(own, total, width=12), lost)
         origins.add_row(Text(name), _origin(entry))
         if dropped:
-            origins.add_row("", Text(f"dropped: {top_reasons(entry['dropped'])}", "dim"))
+            origins.add_row("", Text(f"− {top_reasons(entry['dropped'])}", "dim"))
     return Trimmed(Group(table, "", origins))
 
 
@@ -129,15 +129,15 @@ def head_page(overview: Mapping[str, Any]) -> RenderableType:
     return Group(Text.assemble((f"{overview['name']}@{overview['version']}", "bold"), f"  {counts}"), Trimmed(table))
 
 
-def lengths_page(lengths: Sequence[Lengths]) -> RenderableType:
-    """A histogram for each part of each subset; the parts of a subset share one axis."""
+def lengths_page(lengths: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """A histogram for each part of each subset (`prefmix.inspect.Lengths`); the parts of a subset share one axis."""
     table = grid("", "", "*")
     for number, each in enumerate(lengths):
-        figures = f"median {each.median:,}\np95 {each.p95:,} · longest {each.longest:,}"
-        label = Text.assemble((f"{each.part}\n", ""), (each.subset if each.part == "messages" else "", "dim"))
-        table.add_row(label, Histogram(each.counts), Text(figures, "dim"))
-        if number + 1 == len(lengths) or lengths[number + 1].subset != each.subset:
-            table.add_row("", Text(_axis(each.edges), "dim"), "")
+        figures = f"median {each['median']:,}\np95 {each['p95']:,} · longest {each['longest']:,}"
+        label = Text.assemble(f"{each['part']}\n", (each["subset"] if each["part"] == "messages" else "", "dim"))
+        table.add_row(label, Histogram(each["counts"]), Text(figures, "dim"))
+        if number + 1 == len(lengths) or lengths[number + 1]["subset"] != each["subset"]:
+            table.add_row("", Text(_axis(each["edges"]), "dim"), "")
     return Trimmed(table)
 
 
@@ -205,13 +205,19 @@ def percent(part: float, whole: float) -> str:
 
 
 def grid(*columns: str, header: bool = False) -> Table:
-    """A table without lines. A column's name starts with `>` to align it right, with `*` to let it wrap."""
+    """A table without lines. A column's name starts with `>` to align it right, with `*` to let it wrap, with `~` to let
+    its cells (made with `clipped`) be cut before any other column is."""
     table = Table(box=None, show_header=header, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
-        wraps = name.startswith("*")
+        wraps = name.startswith(("*", "~"))
         justify, overflow = ("right" if name.startswith(">") else "left"), ("fold" if wraps else "ellipsis")
-        table.add_column(name.lstrip(">*"), justify=justify, no_wrap=not wraps, overflow=overflow)
+        table.add_column(name.lstrip(">*~"), justify=justify, no_wrap=not wraps, overflow=overflow)
     return table
+
+
+def clipped(text: str, style: str = "") -> Text:
+    """A text of one line that is cut to the width that its column has."""
+    return Text(text, style, no_wrap=True, overflow="ellipsis")
 
 
 class Bar:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prefmix.cli.pages import Trimmed, grid
+from prefmix.cli.pages import Trimmed, clipped, grid
 from prefmix.inspect import Dropped, Row, Story, evidence, sentence
 
 #: Characters of a turn that are shown; --json has them all.
@@ -96,7 +96,7 @@ def story_page(story: Story, reference: str) -> RenderableType:
             text = f"{change['change']}: {evidence(change['detail'])}  ({place(change)})"
             facts.add_row(Text("changed", "dim"), Text(plain(text), "yellow"))
         if story.instead_of:
-            facts.add_row(Text("kept for", "dim"), _instead_of(story))
+            facts.add_row(Text("instead of", "dim"), _instead_of(story))
         lines += [Trimmed(facts), "", turns_page(story.row)]
     own = [dropped for dropped in story.dropped if not (story.row and dropped.entry["kept_id"] == story.id)]
     for number, dropped in enumerate(own):
@@ -110,19 +110,18 @@ def story_page(story: Story, reference: str) -> RenderableType:
             dropped_page(dropped, head=False),
         ]
     if not story.row and story.instead_of:
-        lines += ["", Text.assemble(("kept for  ", "dim"), _instead_of(story))]
+        lines += ["", Text.assemble(("instead of  ", "dim"), _instead_of(story))]
     return Group("", *lines)
 
 
 def stories_page(stories: list[Story]) -> RenderableType:
     """Several rows, one line each."""
-    table = grid("id", "source", "in", "asks", header=True)
-    table.columns[3].ratio = 1
+    table = grid("id", "source", "in", "~asks", header=True)
     for story in stories:
         source = story.row.source if story.row else story.dropped[0].entry["source"]
         fate = Text(story.row.split or "") if story.row else Text(story.dropped[0].entry["reason"], "yellow")
         row = story.row or story.dropped[0].row
-        table.add_row(Text(story.id[:_ID_CHARS], "bold"), Text(source), fate, Text(opening(row), "dim"))
+        table.add_row(Text(story.id[:_ID_CHARS], "bold"), Text(source), fate, clipped(opening(row), "dim"))
     return Trimmed(table)
 
 

@@ -12,7 +12,7 @@ SENTENCES = {
     "source/invalid": "the row does not fit the format of its source",
     "source/where": "the condition `where` of its source is not true for it",
     "source/excluded": "its id is in the file that its source excludes",
-    "filter/injection": "a content holds a special token of a chat template, which would open or end a turn",
+    "filter/injection": "a content holds a special token of a chat template",
     "filter/empty": "a turn is empty",
     "filter/roles": "the roles are in an order that no conversation has",
     "filter/identical": "chosen and rejected are the same text",
@@ -34,7 +34,7 @@ SENTENCES = {
     "dedupe/pair": "it is a copy of another row",
     "dedupe/prompt": "another row has the same prompt",
     "dedupe/prompt_cap": "enough other rows have the same prompt",
-    "mix/not_sampled": "the recipe takes fewer rows of its source, and the hash of its id chose others",
+    "mix/not_sampled": "the recipe takes fewer rows of its source",
 }
 
 _PARTS = {"prompt": "the prompt", "chosen": "chosen", "rejected": "rejected", "messages": "a message"}
@@ -71,7 +71,7 @@ def matching(reason: str | None, present: Mapping[str, int]) -> list[str]:
     known = [*present, *SENTENCES]
     if not found and reason not in known and stage not in {each.partition("/")[0] for each in known}:
         near = get_close_matches(reason, known, n=1)
-        raise LookupError(f"there is no reason {reason}{f'; did you mean {near[0]}?' if near else ''}")
+        raise LookupError(f"there is no reason {reason}{f' (did you mean {near[0]}?)' if near else ''}")
     return found
 
 

@@ -28,7 +28,6 @@ from prefmix.sources import (
     ultrafeedback_binarized,
 )
 from prefmix.sources.canonical import Reading, canonical_rows, check_where, upstream_rows, where_columns
-from prefmix.sources.hub_files import fetch
 from prefmix.sources.layout import Layout, layouts
 from prefmix.sources.match import best_layout, fitting_layout, matched, renamed, union
 
@@ -118,6 +117,8 @@ def resolve(name: str, spec: recipe.Source, root: Path) -> Source:
     if spec.format is not None:
         _known_format(name, spec.format)
     if spec.hub is not None:
+        from prefmix.sources.hub_files import fetch  # 0.2 s, for those who need the Hub
+
         fetched = fetch(spec.hub, spec.revision, spec.split)
         revision, licence = fetched.commit, spec.license or fetched.license
         located = tuple(SourceFile(file, path) for file, path in fetched.files)
