@@ -9,7 +9,8 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from prefmix.cli.pages import Bar, Trimmed, clipped, grid, titled
+from prefmix.cli.charts import Bar, Trimmed, clipped, grid
+from prefmix.cli.pages import titled
 from prefmix.cli.texts import opening, plain
 from prefmix.inspect import Diff, kept_rows
 from prefmix.mixture import Mixture

@@ -6,19 +6,20 @@ import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from prefmix.cli.pages import Bar, Trimmed, by_count, clipped, grid, percent
+from prefmix.cli.charts import Bar, Trimmed, clipped, grid, percent
+from prefmix.cli.pages import by_count
 from prefmix.cli.texts import one_line, place
 from prefmix.inspect import evidence, sentence
 from prefmix.mixture import Mixture
 
 
-def counts_page(mixture: Mixture, counts: pl.DataFrame, read: int) -> RenderableType:
+def counts_page(mixture: Mixture, counts: pl.DataFrame) -> RenderableType:
     """How many rows went for each reason, and from which sources."""
     by_reason: dict[str, dict[str, int]] = {}
     for reason, source, rows in counts.select("reason", "source", "rows").rows():
         by_reason.setdefault(reason, {})[source] = rows
     totals = {reason: sum(sources.values()) for reason, sources in by_reason.items()}
-    dropped = sum(totals.values())
+    dropped, read = sum(totals.values()), mixture.funnel[0]["out"]
     table = grid("", ">rows", ">of read", "", "~", header=True)
     for reason, rows in by_count(totals):
         sources = ", ".join(f"{source} {count:,}" for source, count in by_count(by_reason[reason]))
@@ -45,7 +46,7 @@ def rows_page(rows: pl.DataFrame, several_reasons: bool) -> RenderableType:
         heading = Text.assemble((reason, "yellow"), f"  {sentence(reason)}") if several_reasons else None
         table = grid("id", "file:row", "~evidence", header=not several_reasons)
         for entry in group.iter_rows(named=True):
-            facts = one_line(evidence(entry["detail"]))
+            facts = one_line(evidence(reason, entry["detail"]))
             kept = f"kept {entry['kept_id'][:12]}" if entry["kept_id"] else ""
             words = clipped(", ".join(part for part in (facts, kept) if part), "dim")
             table.add_row(Text(entry["id"][:12], "bold"), Text(place(entry)), words)

@@ -27,18 +27,26 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Result = TypeVar("Result")
 
 
-def _mixture_options(command: Command) -> Command:
-    """--store and --json, which every command here has."""
+def _store_option(command: Command) -> Command:
     where = "Folder that holds the mixtures; else PREFMIX_STORE, else ./mixtures."
-    command = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
     return click.option("--store", type=click.Path(file_okay=False), metavar="DIR", help=where)(command)
+
+
+def _json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def _limit_option(what: str, default: int) -> Callable[[Command], Command]:
+    text = f"{what} [default: {default}; with --json all]."
+    return click.option("--limit", type=click.IntRange(min=0), metavar="N", help=text)
 
 
 @click.command("show")
 @click.argument("mixture", metavar="MIXTURE")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Read N rows in place of the numbers.")
 @click.option("--reason", metavar="REASON", help="With --sample: rows that were dropped for REASON, as in filter/tie.")
-@_mixture_options
+@_store_option
+@_json_option
 def show_command(mixture: str, sample: int | None, reason: str | None, store: str | None, as_json: bool) -> None:
     """Show what is in a mixture and what became of the rows that are not.
 
@@ -59,8 +67,9 @@ def show_command(mixture: str, sample: int | None, reason: str | None, store: st
 @click.command("diff")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--limit", type=click.IntRange(min=0), metavar="N", help=f"Rows to list of each kind [default: {_DIFF_ROWS}; all with --json].")  # fmt: skip
-@_mixture_options
+@_limit_option("Rows to list of each kind", _DIFF_ROWS)
+@_store_option
+@_json_option
 def diff_command(a: str, b: str, limit: int | None, store: str | None, as_json: bool) -> None:
     """Say which rows came, went or moved between two mixtures, and why.
 
@@ -87,8 +96,9 @@ def diff_command(a: str, b: str, limit: int | None, store: str | None, as_json: 
 @click.argument("mixture", metavar="MIXTURE")
 @click.option("--reason", metavar="REASON", help="List the rows of one reason (filter/tie) or one stage (filter).")
 @click.option("--source", metavar="NAME", help="List the rows of one source.")
-@click.option("--limit", type=click.IntRange(min=0), metavar="N", help=f"Rows to list [default: {_SHOWN_ROWS}; all with --json].")  # fmt: skip
-@_mixture_options
+@_limit_option("Rows to list", _SHOWN_ROWS)
+@_store_option
+@_json_option
 def drops_command(
     mixture: str, reason: str | None, source: str | None, limit: int | None, store: str | None, as_json: bool
 ) -> None:
@@ -103,51 +113,30 @@ def drops_command(
     opened = _open(mixture, store)
     if source is not None and source not in opened.manifest["sources"]:
         raise UsageError(f"{opened} has no source {source}; it has {', '.join(opened.manifest['sources'])}.")
-    counts = inspect.drop_counts(opened)
-    reasons = _reasons(opened, reason)
-    wanted = pl.col("reason").is_in(reasons)
+    wanted = pl.col("reason").is_in(_reasons(opened, reason))
     if source is not None:
         wanted &= pl.col("source") == source
-    counts = counts.filter(wanted)
-    total = int(counts["rows"].sum())
+    counts = inspect.drop_counts(opened).filter(wanted)
+    rows = opened.drops.filter(wanted).sort("reason", maintain_order=True)
     if as_json:
-        rows = (
-            opened.drops.filter(wanted)
-            .sort("reason", maintain_order=True)
-            .head(total if limit is None else limit)
-            .collect()
-        )
-        drops = [_entry_json(entry) for entry in rows.iter_rows(named=True)]
-        emit_json({"mixture": str(opened), "dropped": total, "counts": counts.to_dicts(), "rows": drops})
-        return
-    from prefmix.cli.drops import counts_page, rows_page
-
-    read = opened.funnel[0]["out"]
-    if not total:
+        _emit_drops(opened, counts, rows if limit is None else rows.head(limit))
+    elif counts.is_empty():
         among = f" of {source}" if source else ""
         out().print(_text(f"No row{among} was dropped{f' for {reason}' if reason else ''}."))
-        return
-    out().print(counts_page(opened, counts, read))
-    if reason is None and source is None:
-        most = counts.group_by("reason").agg(pl.col("rows").sum()).sort("rows", "reason", descending=[True, False])
-        first = most["reason"][0]
-        _next([(_again("drops", str(opened), "--reason", first, store=store), "the rows of one reason"),
-               (_again("show", str(opened), "--sample", "3", "--reason", first, store=store), "their texts")])  # fmt: skip
-        return
-    most_rows = _SHOWN_ROWS if limit is None else limit
-    rows = opened.drops.filter(wanted).sort("reason", maintain_order=True).head(most_rows).collect()
-    out().print(rows_page(rows, several_reasons=counts["reason"].n_unique() > 1))
-    if total > rows.height:
-        out().print(_text(f"{total - rows.height:,} more: --limit {total}", "dim"))
-    if rows.height:
-        _next([(_again("why", str(opened), rows["id"][0][:12], store=store), "the story of one of them")])
+    elif reason is None and source is None and limit is None:
+        _count_drops(opened, counts, store)
+    else:
+        _list_drops(opened, counts, rows.head(_SHOWN_ROWS if limit is None else limit), store)
 
 
 @click.command("why")
 @click.argument("mixture", metavar="MIXTURE")
 @click.argument("query", metavar="ID-OR-TEXT")
-@click.option("--limit", type=click.IntRange(min=1), default=_SHOWN_ROWS, metavar="N", show_default=True, help="Rows to list where several are meant.")  # fmt: skip
-@_mixture_options
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=_SHOWN_ROWS, metavar="N", show_default=True, help="Rows to tell of."
+)
+@_store_option
+@_json_option
 def why_command(mixture: str, query: str, limit: int, store: str | None, as_json: bool) -> None:
     """Tell the story of one row: why it is in a mixture, or why not.
 
@@ -187,7 +176,8 @@ def why_command(mixture: str, query: str, limit: int, store: str | None, as_json
 
 
 @click.command("list")
-@_mixture_options
+@_store_option
+@_json_option
 def list_command(store: str | None, as_json: bool) -> None:
     """List the mixtures in the store and their versions."""
     from prefmix.inspect import listing
@@ -212,7 +202,7 @@ def list_command(store: str | None, as_json: bool) -> None:
 @click.argument("mixture", metavar="MIXTURE")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
-@click.option("--store", type=click.Path(file_okay=False), metavar="DIR", help="Folder that holds the mixtures; else PREFMIX_STORE, else ./mixtures.")  # fmt: skip
+@_store_option
 def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
     """Remove a version of a mixture.
 
@@ -220,11 +210,11 @@ def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
     """
     import sys
 
-    from prefmix.cli.pages import size
+    from prefmix.cli.charts import size
     from prefmix.inspect import size_bytes
-    from prefmix.store import Store
+    from prefmix.store import Store, open_mixture
 
-    opened = _open(mixture, store)
+    opened = open_mixture(mixture, store)
     home = opened.folder.resolve().parent
     entry = Store(home.parent).versions(opened.name).get(opened.version) if home.name == opened.name else None
     if entry is None or entry["build"] != opened.build:
@@ -243,9 +233,13 @@ def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
 
 
 def _open(reference: str, store: str | None) -> Mixture:
+    """A mixture whose files are all there."""
+    from prefmix.inspect import check_whole
     from prefmix.store import open_mixture
 
-    return open_mixture(reference, store)
+    mixture = open_mixture(reference, store)
+    check_whole(mixture)
+    return mixture
 
 
 def _show(mixture: Mixture, store: str | None, as_json: bool) -> None:
@@ -303,6 +297,38 @@ def _show_dropped(mixture: Mixture, reason: str, count: int, as_json: bool) -> N
         out().print(_text(f"No row was dropped for {reason}."))
     for each in dropped:
         out().print(dropped_page(each))
+
+
+def _emit_drops(mixture: Mixture, counts: pl.DataFrame, rows: pl.LazyFrame) -> None:
+    entries = [_entry_json(entry) for entry in rows.collect().iter_rows(named=True)]
+    dropped = int(counts["rows"].sum())
+    emit_json({"mixture": str(mixture), "dropped": dropped, "counts": counts.to_dicts(), "rows": entries})
+
+
+def _count_drops(mixture: Mixture, counts: pl.DataFrame, store: str | None) -> None:
+    from prefmix.cli.drops import counts_page
+
+    out().print(counts_page(mixture, counts))
+    most = counts.group_by("reason").sum().sort("rows", "reason", descending=[True, False])["reason"][0]
+    texts = _again("show", str(mixture), "--sample", "3", "--reason", most, store=store)
+    _next(
+        [
+            (_again("drops", str(mixture), "--reason", most, store=store), "the rows of one reason"),
+            (texts, "their texts"),
+        ]
+    )
+
+
+def _list_drops(mixture: Mixture, counts: pl.DataFrame, rows: pl.LazyFrame, store: str | None) -> None:
+    from prefmix.cli.drops import counts_page, rows_page
+
+    listed, dropped = rows.collect(), int(counts["rows"].sum())
+    out().print(counts_page(mixture, counts))
+    out().print(rows_page(listed, several_reasons=counts["reason"].n_unique() > 1))
+    if dropped > listed.height:
+        out().print(_text(f"{dropped - listed.height:,} more: --limit {dropped}", "dim"))
+    if listed.height:
+        _next([(_again("why", str(mixture), listed["id"][0][:12], store=store), "the story of one of them")])
 
 
 def _reasons(mixture: Mixture, reason: str | None) -> list[str]:
@@ -386,7 +412,7 @@ def _warn(problems: Iterable[str]) -> None:
 
 
 def _busy(what: str, work: Callable[[], Result]) -> Result:
-    """The result of work that may take seconds: with a spinner where stderr is a terminal, and Ctrl-C ends it at once."""
+    """The result of work that may take seconds: a spinner on a terminal, and Ctrl-C ends it at once."""
     if not err().is_terminal:
         return run_beside(lambda progress: work(), bars=False)
     with err().status(f"[dim]{what}[/]", spinner="line", spinner_style="dim"):

@@ -189,18 +189,19 @@ def _source_plan(source: Source) -> dict[str, Any]:
 def rules_in_force(settings: Filter) -> dict[str, list[str]]:
     """The keys of [filter] by what they do: `drop`, `change`, `report`, `off`. A limit comes with its value."""
     rules: dict[str, list[str]] = {"drop": [], "change": [], "report": [], "off": []}
-    values = {key: value for key, value in settings.model_dump(exclude_none=True).items() if key != "default"}
-    for key in type(settings).model_fields:
-        value = values.get(key, "off")
-        if value in ("drop", "report", "off") or value == []:
+    values = settings.model_dump(exclude={"default"})
+    for key, value in values.items():
+        if value is None:
+            rules["off"].append(key)
+        elif value in ("drop", "report", "off") or value == []:
             rules[value or "off"].append(key)
         elif value in ("swap", "strip"):
             rules["change"].append(f"{key} ({value})")
         elif isinstance(value, dict):
-            rules["drop"].append(f"{key} ({', '.join(f'{part} {limit:,}' for part, limit in value.items())})")
+            limits = [f"{part} {limit:,}" for part, limit in value.items() if limit is not None]
+            rules["drop"].append(f"{key} ({', '.join(limits)})")
         else:
             rules["drop"].append(f"{key} ({', '.join(value) if isinstance(value, list) else f'{value:,}'})")
-    rules["off"].remove("default")
     return rules
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,14 @@ if TYPE_CHECKING:
 
 @click.command("init")
 @click.argument("data", nargs=-1)
-@click.option("--recipe", "shipped", metavar="NAME", help="Copy a recipe that comes with prefmix (quickstart with its data).")
-@click.option("--out", "path", type=click.Path(dir_okay=False), metavar="FILE", help="The recipe to write; else <name>.toml here.")
+@click.option("--recipe", "shipped", metavar="NAME", help="Copy a recipe that comes with prefmix, and its data.")
+@click.option(
+    "--out",
+    "path",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="The recipe to write; else <name>.toml in the current folder.",
+)
 @click.option("--force", is_flag=True, help="Overwrite files that are there.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 def init_command(data: Sequence[str], shipped: str | None, path: str | None, force: bool, quiet: bool) -> None:
@@ -33,15 +40,27 @@ def init_command(data: Sequence[str], shipped: str | None, path: str | None, for
     if shipped is not None:
         if data:
             raise UsageError("either DATA or --recipe, not both.")
-        _copy_recipe(shipped, path, force, quiet)
-        return
-    folder, name = (Path(path).parent, Path(path).stem) if path else (Path(), None)
-    starter = run_beside(lambda progress: _starter(data, folder, name), bars=not quiet)
-    target = Path(path) if path else folder / f"{starter.name}.toml"
-    _refuse_existing([target], force)
-    _write(target, starter.text)
+        target = Path(path or f"{shipped}.toml")
+        _copy(shipped, target, force, quiet)
+    else:
+        if path is not None:
+            _refuse_existing([Path(path)], force)
+        folder, name = (Path(path).parent, Path(path).stem) if path else (Path(), None)
+        starter = run_beside(lambda progress: _starter(data, folder, name), bars=not quiet)
+        target = Path(path or f"{starter.name}.toml")
+        _refuse_existing([target], force)
+        with _writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(starter.text, encoding="utf-8")
+        if not quiet:
+            _report(target, starter)
     if not quiet:
-        _say_starter(target, starter)
+        from prefmix.cli.pages import next_page
+
+        build = f"prefmix build {shlex.quote(str(target))}"
+        commands = [(f"prefmix check {shlex.quote(str(target))}", "what a build would read")]
+        commands += [(f"{build} --limit 100", "a first look at some rows"), (build, "all of it")]
+        out().print(next_page(commands), soft_wrap=True)
 
 
 def _starter(data: Sequence[str], folder: Path, name: str | None) -> Starter:
@@ -50,66 +69,61 @@ def _starter(data: Sequence[str], folder: Path, name: str | None) -> Starter:
     return starter_recipe(data, folder, name)
 
 
-def _say_starter(target: Path, starter: Starter) -> None:
+def _report(target: Path, starter: Starter) -> None:
+    """What was found, and what was not taken."""
     from rich.text import Text
 
-    from prefmix.cli.pages import grid
+    from prefmix.cli.pages import Trimmed, grid, size
 
-    console = out()
     count = len(starter.found)
-    console.print(Text.assemble(("wrote ", "dim"), (str(target), "bold"), (f"  {count} source{'s' * (count != 1)}", "dim")), soft_wrap=True)
-    table = grid("", "", "", ">", ">", "*")
+    sources = f"  {count} source{'s' * (count != 1)}"
+    out().print(Text.assemble("wrote ", (str(target), "bold"), (sources, "dim")), soft_wrap=True)
+    out().print()
+    table = grid("source", "kind", "format", ">rows", ">size", "*from", header=True)
     for each in starter.found:
         rows = each.source.count_rows()
         origin = each.origin.get("hub") or each.origin["path"]
-        where = origin if isinstance(origin, str) else ", ".join(origin)
-        cells = ("" if rows is None else f"{rows:,} rows", size(each.bytes), Text(where, "dim"))
-        table.add_row(Text(f"  {each.name}"), each.source.format, Text(each.source.kind, "dim"), *cells)
-    _print_trimmed(table)
-    for left in starter.left_out:
-        err().print(Text.assemble(("warning: ", "bold yellow"), f"left out: {left.reason}"), soft_wrap=True)
-    for each in (each for each in starter.found if each.beside):
-        text = f"left aside, because they are other splits: {', '.join(each.beside)}"
-        err().print(Text.assemble(("note: ", "bold"), text), soft_wrap=True)
-    _say_next(target)
+        where = Text(origin if isinstance(origin, str) else ", ".join(origin), "dim")
+        counted = "" if rows is None else f"{rows:,}"
+        table.add_row(Text(each.name), each.source.kind, each.source.format, counted, size(each.bytes), where)
+    out().print(Trimmed(table))
+    notes = [f"left out: {each.reason}" for each in starter.left_out]
+    for each in starter.found:
+        if each.beside:
+            notes.append(f"left aside, because they are other splits: {', '.join(each.beside)}")
+    for note in notes:
+        err().print(Text.assemble(("warning: ", "bold yellow"), note), soft_wrap=True)
 
 
-def _say_next(target: Path) -> None:
-    from rich.text import Text
-
-    console = out()
-    quoted = shlex.quote(str(target))
-    console.print()
-    console.print(Text("Next:", "bold"))
-    for command in (f"prefmix check {quoted}", f"prefmix build {quoted} --limit 100", f"prefmix build {quoted}"):
-        console.print(Text(f"  {command}"), soft_wrap=True)
-
-
-def _copy_recipe(name: str, path: str | None, force: bool, quiet: bool) -> None:
-    """Copies a shipped recipe, with the data that it has beside it, to `path` or the current folder."""
-    import shutil
-
+def _copy(name: str, target: Path, force: bool, quiet: bool) -> None:
+    """Copies a shipped recipe to `target`, and the data that it has beside it to the same folder."""
     from prefmix.starter import shipped_files
 
-    target = Path(path) if path else Path(f"{name}.toml")
-    copies = {target if place == f"{name}.toml" else target.parent / place: file for place, file in shipped_files(name).items()}
-    _refuse_existing(list(copies), force)
-    for place, file in copies.items():
-        try:
+    files = shipped_files(name)
+    copies = {target if place == f"{name}.toml" else target.parent / place: path for place, path in files.items()}
+    _refuse_existing(copies, force)
+    for place, path in copies.items():
+        with _writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
-        except OSError as error:
-            raise UsageError(f"{place} cannot be written: {error.strerror}.") from None
+            shutil.copyfile(path, place)
     if not quiet:
         from rich.text import Text
 
-        data = f" and its data, {len(copies) - 1} files in {target.parent / name}/" if len(copies) > 1 else ""
-        out().print(Text.assemble(("wrote ", "dim"), (str(target), "bold"), data), soft_wrap=True)
-        _say_next(target)
+        data = f" and its data, {len(copies) - 1} files in {target.parent / name}" if len(copies) > 1 else ""
+        out().print(Text.assemble("wrote ", (str(target), "bold"), data), soft_wrap=True)
 
 
-def _refuse_existing(targets: Sequence[Path], force: bool) -> None:
+def _refuse_existing(targets: Iterable[Path], force: bool) -> None:
     there = [str(target) for target in targets if target.exists()]
     if there and not force:
-        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
-        raise UsageError(f"{there[0]}{more} is there already. Give --out another name, or --force to overwrite.")
+        are = f"and {len(there) - 1} more are" if len(there) > 1 else "is"
+        raise UsageError(f"{there[0]} {are} there already. Give another --out, or --force to overwrite.")
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    """Turns a refusal of the file system into an error that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from prefmix.cli.pages import Trimmed, clipped, grid
+from prefmix.cli.charts import Trimmed, clipped, grid
 from prefmix.inspect import Dropped, Row, Story, evidence, sentence
 
 #: Characters of a turn that are shown; --json has them all.
 SHOWN_CHARS = 800
+_SIDE_CHARS = 400
 _ID_CHARS = 12
 #: C0 and C1 controls except newline and tab, as pictures: a row must not command the terminal.
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "\u2421"}
@@ -70,7 +72,7 @@ def dropped_page(dropped: Dropped, head: bool = True) -> RenderableType:
         where = Text(f"  {entry['source']} · {place(entry)}", "dim")
         lines += ["", Text.assemble((entry["id"][:_ID_CHARS], "bold"), where)]
     lines.append(Text.assemble((entry["reason"], "yellow"), f"  {sentence(entry['reason'])}"))
-    if facts := evidence(entry["detail"]):
+    if facts := evidence(entry["reason"], entry["detail"]):
         lines.append(Text(one_line(facts, 400), "dim"))
     if entry["kept_id"] is not None:
         lines.append(_kept_line(dropped))
@@ -93,7 +95,7 @@ def story_page(story: Story, reference: str) -> RenderableType:
             Text("split", "dim"), Text("; ".join(splits[:4]) + (f"; {len(splits) - 4:,} more" * (len(splits) > 4)))
         )
         for change in story.changes:
-            text = f"{change['change']}: {evidence(change['detail'])}  ({place(change)})"
+            text = f"{change['change']}: {evidence(change['change'], change['detail'])}  ({place(change)})"
             facts.add_row(Text("changed", "dim"), Text(plain(text), "yellow"))
         if story.instead_of:
             facts.add_row(Text("instead of", "dim"), _instead_of(story))
@@ -152,18 +154,18 @@ def _kept_line(dropped: Dropped) -> Text:
 
 
 def _side_by_side(dropped: Row, kept: Row) -> RenderableType:
-    table = Table(box=None, show_header=True, header_style="", pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    """Two rows in two columns, turn by turn, each with its role above it."""
+    table = Table(box=None, header_style="", pad_edge=False, padding=(0, 2, 0, 0), expand=True)
     table.add_column(Text("dropped", "yellow"), ratio=1, overflow="fold")
     table.add_column(Text("kept", "cyan"), ratio=1, overflow="fold")
-    table.add_row(*(_stacked(row) for row in (dropped, kept)))
+    for one, other in zip_longest(_turns(dropped), _turns(kept)):
+        same = one and other and one[2] == other[2]
+        table.add_row(_stacked(one), Text.assemble((f"{other[0]}\nthe same", "dim")) if same else _stacked(other))
     return Trimmed(table)
 
 
-def _stacked(row: Row) -> RenderableType:
-    """The turns of a row for a narrow column: the role above its text."""
-    return Group(
-        *(Text.assemble((label, "dim"), (score, "dim"), "\n", short(content)) for label, score, content in _turns(row))
-    )
+def _stacked(turn: tuple[str, str, str] | None) -> RenderableType:
+    return Text.assemble((turn[0] + turn[1], "dim"), "\n", short(turn[2], _SIDE_CHARS)) if turn else ""
 
 
 def _instead_of(story: Story) -> Text:

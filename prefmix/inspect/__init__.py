@@ -8,7 +8,16 @@ reasons   the reasons and their evidence in words
 """
 
 from prefmix.inspect.diff import Diff, FileChange, RecipeChange, diff
-from prefmix.inspect.overview import Lengths, Listed, lengths, listing, overview, rows_by_source, size_bytes
+from prefmix.inspect.overview import (
+    Lengths,
+    Listed,
+    check_whole,
+    lengths,
+    listing,
+    overview,
+    rows_by_source,
+    size_bytes,
+)
 from prefmix.inspect.reasons import SENTENCES, evidence, matching, sentence
 from prefmix.inspect.rows import Dropped, Row, dropped_rows, kept_rows, sample, sample_drops
 from prefmix.inspect.why import ID_DIGITS, Story, drop_counts, why
@@ -24,6 +33,7 @@ __all__ = [
     "RecipeChange",
     "Row",
     "Story",
+    "check_whole",
     "diff",
     "drop_counts",
     "dropped_rows",

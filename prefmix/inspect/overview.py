@@ -112,6 +112,18 @@ def listing(store: Store) -> list[Listed]:
     return found
 
 
+def check_whole(mixture: Mixture) -> None:
+    """Raises MixtureError, naming the file, when one is missing or is not as long as it was written."""
+    files = [
+        file for splits in mixture.manifest["subsets"].values() for entry in splits.values() for file in entry["files"]
+    ]
+    for file in [*files, *mixture.manifest["records"]]:
+        path = mixture.folder / file["path"]
+        if not path.is_file() or path.stat().st_size != file["bytes"]:
+            what = "is not as long as it was written" if path.exists() else "is missing"
+            raise MixtureError(f"{path} {what}. Remove this version with `prefmix rm` and build it again.")
+
+
 def size_bytes(folder: Path) -> int:
     """The sizes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -45,8 +45,8 @@ def sentence(reason: str) -> str:
     return SENTENCES.get(reason, reason)
 
 
-def evidence(detail: str | None) -> str:
-    """The evidence of a ledger row in words; empty where it has none.
+def evidence(reason: str, detail: str | None) -> str:
+    """The evidence of a ledger row (or of a change) in words; empty where it has none.
 
     Example: `{"chosen_score":2.5,"rejected_score":4.25}` is "chosen 2.5, rejected 4.25".
     """
@@ -56,7 +56,7 @@ def evidence(detail: str | None) -> str:
         facts = json.loads(detail)
     except ValueError:
         return detail
-    return _words(facts) if isinstance(facts, dict) else detail
+    return _words(reason, facts) if isinstance(facts, dict) else detail
 
 
 def matching(reason: str | None, present: Mapping[str, int]) -> list[str]:
@@ -75,7 +75,7 @@ def matching(reason: str | None, present: Mapping[str, int]) -> list[str]:
     return found
 
 
-def _words(facts: Mapping[str, Any]) -> str:
+def _words(reason: str, facts: Mapping[str, Any]) -> str:
     match facts:
         case {"error": error, **rest}:
             place = ", ".join(f"{key} {rest[key]:,}" for key in ("line", "column") if isinstance(rest.get(key), int))
@@ -96,7 +96,7 @@ def _words(facts: Mapping[str, Any]) -> str:
         case {"ending": ending}:
             return f"“… {ending}”"
         case {"copies": copies}:
-            return f"{copies:,} rows with the same content"
+            return f"{copies:,} rows with the same {'prompt' if 'prompt' in reason else 'content'}"
         case {"rows": rows, "wanted": wanted}:
             return f"{wanted:,} rows wanted of {rows:,}"
     return ", ".join(f"{key} {_number(value)}" for key, value in facts.items())
