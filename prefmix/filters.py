@@ -7,6 +7,7 @@ the one that is trained towards: `chosen` of a pair, the last message of a conve
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+
 import polars as pl
 
 from prefmix.chatml import SPECIAL_TOKENS, has_special_tokens, strip_special_tokens

@@ -119,6 +119,14 @@ def recorded(folder: Path, paths: Sequence[str]) -> list[dict[str, Any]]:
     return entries
 
 
+def write_durably(path: Path, text: str) -> None:
+    """Writes a text file that is on the disk when this returns."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class _HashingFile:
     """A binary file for writing that hashes what goes through it and is on the disk when it is closed."""
 

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefmix.errors import MixtureError, UsageError
-from prefmix.mixture import MANIFEST, Mixture, open_folder
+from prefmix.mixture import MANIFEST, Mixture, open_folder, write_durably
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _STAGING = ".staging-"
@@ -186,14 +186,6 @@ class Store:
                     Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:  # its process lives
                 continue
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Writes a text file that is on the disk when this returns."""
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -19,8 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import prefmix
-from prefmix.build import curate, plan
+from prefmix.build import curate
 from prefmix.errors import BuildError, RecipeError, UsageError
+from prefmix.plan import plan
 from prefmix.store import Store
 
 WORDS = "river house lamp green walk quiet seven paper stone bread".split()

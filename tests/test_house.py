@@ -20,7 +20,7 @@ FLOORS = [
     {"hub"},
     {"sources", "chatml", "filters", "audit", "dedupe", "tokens", "mix", "card"},
     {"mixture"},
-    {"store"},
+    {"plan", "manifest", "store"},
     {"build", "inspect", "starter"},
     {"cli", "__init__", "__main__"},
 ]

@@ -17,9 +17,10 @@ from prefmix.cli.recipes import override_option, read_recipe
 from prefmix.cli.screen import emit_json, err, out
 
 if TYPE_CHECKING:
-    from prefmix.build import Curated, Plan
     from prefmix.inspect import Row
+    from prefmix.manifest import Curated
     from prefmix.mixture import Mixture
+    from prefmix.plan import Plan
     from prefmix.schema import Kind
     from prefmix.store import Store
 
@@ -142,7 +143,7 @@ class _Shelf:
 
 def _planned(recipe: str, overrides: Sequence[str]) -> Plan:
     checked = read_recipe(recipe, overrides)
-    from prefmix.build import plan
+    from prefmix.plan import plan
 
     return plan(checked)
 
@@ -217,7 +218,9 @@ def _warnings(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
         offered = entry["kept"] + sum(reasons.values())
         if reasons and entry["kept"] * 2 < offered:
             most = max(reasons, key=lambda reason: reasons[reason])
-            kept = f"only {entry['kept']:,} of {offered:,} rows are" if entry["kept"] else f"none of {offered:,} rows is"
+            kept = (
+                f"only {entry['kept']:,} of {offered:,} rows are" if entry["kept"] else f"none of {offered:,} rows is"
+            )
             found.append(f"{name}: {kept} kept; {reasons[most]:,} of the others are {most}")
     return found
 

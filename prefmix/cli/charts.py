@@ -18,26 +18,21 @@ _HISTOGRAM_CELLS = 40
 
 
 class Bar:
-    """A bar of `value` out of `most`, at most `width` cells wide; whatever is above zero shows as something.
-
-    Eighths of a block where the terminal has them, `#` and `-` where it has ASCII only.
-    """
+    """A bar of `value` out of `most`, at most `width` cells wide; whatever is above zero shows as something."""
 
     def __init__(self, value: float, most: float, style: str = "cyan", width: int = 36, thin: bool = False) -> None:
         self.share = value / most if most > 0 else 0.0
         self.style, self.width, self.thin = style, width, thin
 
-    def text(self, width: int, ascii_only: bool = False) -> str:
+    def text(self, width: int) -> str:
         """The bar in `width` cells."""
         eighths = max(round(self.share * width * 8), 1 if self.share > 0 else 0)
-        if ascii_only:
-            return ("-" if self.thin else "#") * -(-eighths // 8)
         if self.thin:
             return "━" * (eighths // 8) + ("╸" if eighths % 8 >= 3 or 0 < eighths < 8 else "")
         return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield Segment(self.text(min(self.width, options.max_width), options.ascii_only), Style.parse(self.style))
+        yield Segment(self.text(min(self.width, options.max_width)), Style.parse(self.style))
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(min(8, options.max_width), min(self.width, options.max_width))
@@ -50,16 +45,15 @@ class Histogram:
         self.counts, self.style = counts, style
         self.cells = _cells(len(counts))
 
-    def lines(self, ascii_only: bool = False) -> tuple[str, str]:
+    def lines(self) -> tuple[str, str]:
         """The upper and the lower line."""
         most = max(self.counts, default=0)
         levels = [max(round(16 * count / most), 1) if count else 0 for count in self.counts]
-        steps = "  ..:::||" if ascii_only else _RISING
-        upper = "".join(steps[max(level - 8, 0)] * self.cells for level in levels)
-        return upper, "".join(steps[min(level, 8)] * self.cells for level in levels)
+        upper = "".join(_RISING[max(level - 8, 0)] * self.cells for level in levels)
+        return upper, "".join(_RISING[min(level, 8)] * self.cells for level in levels)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in self.lines(options.ascii_only):
+        for line in self.lines():
             yield Segment(line, Style.parse(self.style))
             yield Segment.line()
 
@@ -120,11 +114,13 @@ def clipped(text: str, style: str = "") -> Text:
 
 
 def percent(part: float, whole: float) -> str:
-    """`12.3%`; `<0.1%` for what is there but would be rounded away; nothing of nothing is nothing."""
+    """`12.3%`; `<0.1%` and `>99.9%` for what would be rounded away; nothing of nothing is nothing."""
     if not whole:
         return ""
     share = 100 * part / whole
-    return "<0.1%" if 0 < share < 0.05 else f"{share:.1f}%"
+    if 0 < share < 0.05:
+        return "<0.1%"
+    return ">99.9%" if 99.95 <= share < 100 else f"{share:.1f}%"
 
 
 def size(count: int) -> str:

@@ -13,11 +13,11 @@ from prefmix.errors import UsageError
 
 @click.command("sources")
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print the formats as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print formats and data cards as JSON.")
 def sources_command(name: str | None, as_json: bool) -> None:
     """List the formats that can be read, or show the data card of one.
 
-    NAME is a format, a data set on the Hub such as Intel/orca_dpo_pairs, or a data card.
+    NAME is a format, a data card, or a data set on the Hub such as Intel/orca_dpo_pairs.
     """
     from prefmix.starter import data_cards
 
@@ -28,98 +28,106 @@ def sources_command(name: str | None, as_json: bool) -> None:
         else:
             _print_formats(formats)
         return
-    cards = data_cards()
-    chosen = [each for each in cards if name in (each.name, *each.hub)] or [each for each in cards if name in each.formats]
-    named = [formats[name]] if name in formats else [formats[each] for card in chosen for each in card.formats if each in formats]
-    if not named and not chosen:
-        from prefmix.recipe.problems import nearest
-
-        there = list(dict.fromkeys([*formats, *(each.name for each in cards), *(hub for each in cards for hub in each.hub)]))
-        near = nearest(name, there)
-        hint = f"Did you mean {near}?" if near else f"There are: {', '.join(there)}."
-        raise UsageError(f'no format and no data card is called "{name}". {hint}')
+    about = [card for card in data_cards() if name in (card.name, *card.hub)]
+    cards = about or [card for card in data_cards() if name in card.formats]
+    meant = [name] if name in formats else [each for card in about for each in card.formats if each in formats]
+    if not meant:
+        raise UsageError(_unknown(name, formats))
     if as_json:
-        emit_json({"formats": named, "cards": [{"name": each.name, "hub": list(each.hub), "text": each.text} for each in chosen]})
+        texts = [{"name": card.name, "hub": list(card.hub), "text": card.text} for card in cards]
+        emit_json({"formats": [formats[each] for each in meant], "cards": texts})
         return
-    for entry in named:
-        _print_format(entry)
-    for card in chosen:
+    for each in meant:
+        _print_format(formats[each])
+    for card in cards:
         _print_card(card.text)
+
+
+def _unknown(name: str, formats: Mapping[str, Any]) -> str:
+    from prefmix.recipe.problems import nearest
+    from prefmix.starter import data_cards
+
+    known = [*formats, *(hub for card in data_cards() for hub in card.hub)]
+    close = nearest(name, known)
+    hint = f"Did you mean {close}?" if close else f"There are: {', '.join(known)}."
+    return f'no format and no data set that prefmix knows is called "{name}". {hint}'
 
 
 def _formats() -> dict[str, dict[str, Any]]:
     """Every format by name: what it is, the layouts it comes in, its options (all values, the default first)."""
-    from prefmix.sources import FORMATS, layouts
-    from prefmix.sources.layout import describe
+    from prefmix.sources import FORMATS
+    from prefmix.sources.layout import describe, layouts
 
     found = {}
     for name, each in FORMATS.items():
-        shapes = [
-            {
-                "kind": layout.kind,
-                "columns": {column: describe(dtype) for column, dtype in layout.columns.items()},
-                "optional": {column: describe(dtype) for column, dtype in layout.optional.items()},
-            }
-            for layout in layouts(each)
-        ]
-        options = {key: list(value) if isinstance(value, tuple) else value for key, value in each.OPTIONS.items()}
-        kinds = sorted({shape["kind"] for shape in shapes})
-        found[name] = {"name": name, "description": each.DESCRIPTION, "kinds": kinds, "layouts": shapes, "options": options}
+        several = layouts(each)
+        found[name] = {
+            "name": name,
+            "description": each.DESCRIPTION,
+            "kinds": sorted({layout.kind for layout in several}),
+            "layouts": [
+                {
+                    "kind": layout.kind,
+                    "columns": {column: describe(dtype) for column, dtype in layout.columns.items()},
+                    "optional": {column: describe(dtype) for column, dtype in layout.optional.items()},
+                }
+                for layout in several
+            ],
+            "options": {key: list(value) if isinstance(value, tuple) else value for key, value in each.OPTIONS.items()},
+        }
     return found
 
 
 def _print_formats(formats: Mapping[str, Mapping[str, Any]]) -> None:
     from rich.text import Text
 
-    from prefmix.cli.pages import grid
+    from prefmix.cli.pages import Trimmed, grid, next_page
 
-    console = out()
     table = grid("format", "kind", "*columns", header=True)
     for name, entry in formats.items():
         first, others = entry["layouts"][0], len(entry["layouts"]) - 1
         columns = Text(", ".join(first["columns"]))
-        if first["optional"]:
-            columns.append(f" ({', '.join(first['optional'])})", "dim")
-        if others:
-            columns.append(f" and {others} other form{'s' * (others > 1)}", "dim")
-        table.add_row(Text(name, "bold"), " or ".join(entry["kinds"]), columns)
-    _print_trimmed(table)
-    console.print()
-    console.print(Text("Optional columns are in brackets. A source that names no format gets the one that fits its columns.", "dim"))
-    console.print()
-    console.print(Text("Next:", "bold"))
-    console.print(Text("  prefmix sources orca_dpo_pairs"), soft_wrap=True)
+        columns.append(f" ({', '.join(first['optional'])})" if first["optional"] else "", "dim")
+        columns.append(f"; {others} more form{'s' * (others > 1)}" if others else "", "dim")
+        table.add_row(Text(name, "bold"), ", ".join(entry["kinds"]), columns)
+        table.add_row("", "", Text(entry["description"], "dim"))
+    out().print(Trimmed(table))
+    out().print()
+    out().print(
+        Text("Columns in brackets may be missing. A source that names no format gets the one that fits.", "dim")
+    )
+    out().print(next_page([(f"prefmix sources {next(iter(formats))}", "its columns, options and data card")]))
 
 
 def _print_format(entry: Mapping[str, Any]) -> None:
     from rich.text import Text
 
-    from prefmix.cli.pages import grid
+    from prefmix.cli.pages import Trimmed, grid
 
-    console = out()
-    console.print(Text.assemble((entry["name"], "bold"), "  ", entry["description"]))
-    console.print()
-    table = grid("kind", "column", "*type", "", header=True)
-    for shape in entry["layouts"]:
+    out().print(Text.assemble((entry["name"], "bold"), "  ", (entry["description"], "dim")), soft_wrap=True)
+    out().print()
+    table = grid("kind", "column", "", "*what", header=True)
+    for number, shape in enumerate(entry["layouts"]):
+        if number:
+            table.add_row()
         kind = shape["kind"]
-        for needed, columns in ((True, shape["columns"]), (False, shape["optional"])):
-            for column, words in columns.items():
-                table.add_row(kind, Text(column), Text(words, "dim"), "" if needed else Text("optional", "dim"))
+        for columns, note in ((shape["columns"], ""), (shape["optional"], "optional")):
+            for column, what in columns.items():
+                table.add_row(kind, Text(column), Text(note, "dim"), Text(what, "dim"))
                 kind = ""
-        table.add_section()
-    _print_trimmed(table)
+    out().print(Trimmed(table))
     for key, values in entry["options"].items():
         shown = " or ".join(f'"{value}"' for value in values) if isinstance(values, list) else repr(values)
-        console.print(Text.assemble("option  ", (key, "bold"), f" = {shown}", ("  (the first is the default)", "dim")))
-    console.print()
+        out().print()
+        out().print(Text.assemble(f"options.{key} = {shown}", ("  the first is the default", "dim")))
+    out().print()
 
 
 def _print_card(text: str) -> None:
     """A data card: laid out on a terminal, as it is elsewhere."""
-    console = out()
-    if console.is_terminal:
-        from rich.markdown import Markdown
-
-        console.print(Markdown(text))
-    else:
+    if not out().is_terminal:
         click.echo(text)
+        return
+    from rich.markdown import Markdown
+
+    out().print(Markdown(text))

@@ -69,6 +69,7 @@ def run(arguments: list[str]) -> int:
     """Runs one command; gives its exit code. An error is a line on stderr; PREFMIX_DEBUG=1 adds the traceback."""
     try:
         code = prefmix.main(arguments, prog_name="prefmix", standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that went away is known what to do about
         return code if isinstance(code, int) else 0  # click gives back the code of an Exit
     except RecipeError as error:
         return _failed(_listed(error), error.exit_code)
@@ -82,6 +83,8 @@ def run(arguments: list[str]) -> int:
         return 130
     except BrokenPipeError:  # the reader went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except SystemExit:  # click's own answer to the same
         return 0
     except Exception as error:
         if os.environ.get("PREFMIX_DEBUG") == "1":

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
@@ -82,7 +82,7 @@ def _leave(abandon: Callable[[], str]) -> NoReturn:
 
 
 @contextmanager
-def _shown(bars: bool) -> Iterator[Progress]:
+def _shown(bars: bool) -> Generator[Progress]:
     """A callback that draws a bar per stage on a terminal and does nothing elsewhere. The bars are gone afterwards."""
     console = err()
     if not bars or not console.is_terminal:

@@ -101,7 +101,9 @@ def check_command(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
     _print_plan(recipe, plan)
     sets = [word for override in overrides for word in ("--set", override)]
     build = shlex.join(["prefmix", "build", recipe, *sets])
-    out().print(next_page([(f"{build} --limit 100", "a first look at some rows"), (build, "all of it")]), soft_wrap=True)
+    out().print(
+        next_page([(f"{build} --limit 100", "a first look at some rows"), (build, "all of it")]), soft_wrap=True
+    )
 
 
 def _checked(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Source], LoadedTokenizer | None]:
@@ -111,11 +113,11 @@ def _checked(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Sou
     """
     recipe = read_recipe(path, overrides)
     from prefmix import sources, tokens
-    from prefmix.build import unsupported
+    from prefmix.plan import unsupported
 
     lines = _lines(path)
-    problems = [Problem(*text.split(": ", 1)) for text in unsupported(recipe)]
-    asks_too_much = bool(problems)
+    refused = [text.partition(": ") for text in unsupported(recipe)]
+    problems = [Problem(key, message) for key, _, message in refused]
     found: dict[str, Source] = {}
     for name, source in recipe.sources.items():
         try:
@@ -131,7 +133,7 @@ def _checked(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Sou
     if problems:
         problems = [Problem(each.key, each.message, _line(lines, each.key)) for each in problems]
         error = RecipeError(path, problems)
-        error.exit_code = RecipeError.exit_code if asks_too_much else PrefmixError.exit_code
+        error.exit_code = RecipeError.exit_code if refused else PrefmixError.exit_code
         raise error
     return recipe, found, tokenizer
 

@@ -26,8 +26,12 @@ def err() -> Console:
 def _console(stderr: bool) -> Console:
     from rich.console import Console
 
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # Rich exits with 1; here main.py decides
+
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else 100)
+    return Screen(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else 100)
 
 
 def emit_json(value: Any) -> None:

@@ -4,62 +4,32 @@
     starter.text        # a commented recipe that loads and builds
     starter.left_out    # the data that no format fits, each with the formats that come nearest
 
-Also finds what comes with prefmix: data cards, and the files of shipped recipes.
+groups    which files become one source
+nearest   formats that columns would fit under other names
+lines     the text of the recipe
+shipped   the recipes and data cards that come with prefmix
 """
 
 from __future__ import annotations
 
-import glob
-import json
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 
-import polars as pl
-import yaml
-
 from prefmix import files, recipe, sources
-from prefmix.card import KNOWN_LICENCES
-from prefmix.errors import SourceError, UsageError
-from prefmix.schema import KINDS
-from prefmix.sources.layout import TEXT, Layout, fits, layouts
+from prefmix.errors import SourceError
 from prefmix.sources.match import union
+from prefmix.starter.groups import grouped, plain_name
+from prefmix.starter.lines import Found, LeftOut, one_line, recipe_lines, toml
+from prefmix.starter.nearest import nearest_formats
+from prefmix.starter.shipped import DataCard, data_cards, shipped_files
 
-Origin = Mapping[str, str | list[str]]
-
-
-@dataclass(frozen=True)
-class Found:
-    """A source of a starter recipe: `origin` is its `path` or `hub`, `beside` names files of other splits."""
-
-    name: str
-    origin: Origin
-    source: sources.Source
-    beside: tuple[str, ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        """The size of its files."""
-        return sum(each.path.stat().st_size for each in self.source.files)
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Data that cannot be a source: why, and the keys to try (TOML lines, the most promising first)."""
-
-    name: str
-    origin: Origin
-    reason: str
-    nearest: tuple[tuple[str, ...], ...] = ()
+__all__ = ["DataCard", "Found", "LeftOut", "Starter", "data_cards", "shipped_files", "starter_recipe"]
 
 
 @dataclass(frozen=True)
 class Starter:
-    """What `starter_recipe` found, and the recipe."""
+    """A starter recipe: its name and text, what it reads, and what was named but cannot be read."""
 
     name: str
     text: str
@@ -79,55 +49,48 @@ def starter_recipe(data: Sequence[str], folder: Path, name: str | None = None) -
     root = folder.resolve()
     found: list[Found] = []
     left_out: list[LeftOut] = []
-    for group in _groups(data, root):
-        title = _free(group.title, [each.name for each in found])
+    for group in grouped(data, root):
+        title = _free(group.title, [each.name for each in (*found, *left_out)])
         spec = recipe.Source.model_validate(dict(group.origin))
         try:
             source = sources.resolve(title, spec, root)
         except SourceError as error:
-            left_out.append(_left_out(title, group.origin, spec, root, error))
+            left_out.append(_left_out(title, spec, root, str(error)))
         else:
             found.append(Found(title, group.origin, source, group.beside))
     if not found:
         raise SourceError("\n".join(each.reason for each in left_out))
     if name is None:
         name = found[0].name if len(found) == 1 else root.name
-    name = _plain(name).lower() or "mixture"
-    return Starter(name, "\n".join(_lines(name, found, left_out)) + "\n", tuple(found), tuple(left_out))
+    name = plain_name(name).lower() or "mixture"
+    return Starter(name, "\n".join(recipe_lines(name, found, left_out)) + "\n", tuple(found), tuple(left_out))
 
 
 def _free(title: str, taken: Sequence[str]) -> str:
-    """The name, with a number where it is taken (a recipe keeps `tokenizer` for itself)."""
+    """The name, with a number where it is taken (`tokenizer` names a revision in a resolved recipe)."""
     names = (title, *(f"{title}_{number}" for number in range(2, len(taken) + 3)))
     return next(name for name in names if name not in taken and name != "tokenizer")
 
 
-def _left_out(name: str, origin: Origin, spec: recipe.Source, root: Path, error: SourceError) -> LeftOut:
+def _left_out(name: str, spec: recipe.Source, root: Path, error: str) -> LeftOut:
     """Why data is no source: for readable files without a format, their columns and what comes nearest."""
+    reason = error.removeprefix(f"source {name}: ")
+    origin = {"path": spec.path} if spec.path is not None else {"hub": spec.hub or ""}
+    if spec.path is None:
+        return LeftOut(name, origin, reason)
     try:
-        paths = files.find_files(spec.path or [], root)
+        paths = files.find_files(spec.path, root)
         columns = union(files.schema(path) for path in paths)
     except SourceError:
-        return LeftOut(name, origin, str(error).removeprefix(f"source {name}: "))
-    if spec.path is None or sources.sniff(columns) is not None:
-        return LeftOut(name, origin, str(error).removeprefix(f"source {name}: "))
-    nearest = tuple(_as_toml(each, mapping) for each, mapping in nearest_formats(columns))
+        return LeftOut(name, origin, reason)
+    if sources.sniff(columns) is not None:  # some of the files fit it, and `error` says which do not
+        return LeftOut(name, origin, reason)
+    nearest = []
+    for format_name, renames in nearest_formats(columns):
+        pairs = ", ".join(f"{wanted} = {toml(there)}" for wanted, there in renames.items())
+        nearest.append((f"format = {toml(format_name)}", f"columns = {{ {pairs} }}"))
     tries = "; or ".join(", ".join(keys) for keys in nearest)
-    hint = f"Nearest: {tries}" if tries else "None comes near: `prefmix sources` says what each format needs"
-    shown = ", ".join(_one_line(column) for column in columns)
-    where = files.relative_name(paths[0], Path.cwd()) if len(paths) == 1 else str(spec.path)
-    return LeftOut(name, origin, f"{where}: no format fits its columns {shown}. {hint}", nearest)
-
-
-def _as_toml(format_name: str, mapping: Mapping[str, str]) -> tuple[str, ...]:
-    renames = ", ".join(f"{wanted} = {_toml(there)}" for wanted, there in mapping.items())
-    return f"format = {_toml(format_name)}", f"columns = {{ {renames} }}"
-
-
-def _toml(value: str | list[str]) -> str:
-    """A string or a list of strings in TOML: JSON's escapes are also TOML's."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    hint = f"Nearest: {tries}" if tries else "None comes near: `prefmix sources` says what each one needs"
+    where = files.relative_name(paths[0], Path.cwd()) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+    shown = ", ".join(map(one_line, columns))
+    return LeftOut(name, origin, f"{where}: no format fits the columns {shown}. {hint}", tuple(nearest))

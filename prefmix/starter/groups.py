@@ -12,6 +12,7 @@ from pathlib import Path
 from prefmix import files
 from prefmix.errors import SourceError
 
+#: `path` or `hub` of a source, as the recipe has it.
 Origin = Mapping[str, str | list[str]]
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,89 +24,95 @@ _SPLIT_WORDS = re.compile(
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Data that becomes one source, if a format fits."""
+class Group:
+    """Data that becomes one source, if a format fits. `beside` names files of other splits, which are not in it."""
 
     title: str
     origin: Origin
     beside: tuple[str, ...] = ()
 
 
-def _groups(data: Sequence[str], root: Path) -> list[_Group]:
+def grouped(data: Sequence[str], root: Path) -> list[Group]:
+    """Files, folders, glob patterns and Hub names (relative to the current folder) as groups in the order given.
+
+    A `path` is relative to `root`, or absolute where it was named so. Raises SourceError where nothing is meant.
+    """
     here = Path.cwd()
-    if not data:
-        data = sorted(path.name for path in here.iterdir() if path.is_file() and files.is_data_file(path.name))
-        data = [*data, *(["data"] if (here / "data").is_dir() else [])]
-        if not data:
-            raise SourceError(
-                f"no data files in {here} or in data/ below it: name files, folders, glob patterns or data sets on the "
-                "Hub (owner/name), or take a shipped recipe with --recipe"
-            )
-    groups: dict[object, _Group] = {}
+    groups: dict[object, Group] = {}
     alike: dict[object, list[Path]] = {}
-    for each in data:
+    for each in data or _lying_here(here):
         path = here / each
         if path.is_file():
             key = (path.parent, _NUMBERS.sub("", path.name))
             alike.setdefault(key, []).append(path)
-            title = _title(path, _NUMBERS) if len(alike[key]) > 1 else _title(path)
-            groups[key] = _Group(title, _written_path(alike[key], root, Path(each).is_absolute()))
-        elif not path.exists() and not glob.has_magic(each) and _HUB_NAME.fullmatch(each) and not files.is_data_file(each):
-            groups[each] = _Group(_plain(each.rpartition("/")[2]), {"hub": each})
+            title = _title(path, *([_NUMBERS] if len(alike[key]) > 1 else []))
+            groups[key] = Group(title, _origin(alike[key], root, Path(each).is_absolute()))
+        elif _is_hub_name(each, path):
+            groups[each] = Group(plain_name(each.rpartition("/")[2]), {"hub": each})
         else:
-            for group in _below(each, root):
-                groups[str(group.origin)] = group
+            groups |= {str(group.origin): group for group in _below(each, root)}
     return list(groups.values())
 
 
-def _below(pattern: str, root: Path) -> Iterator[_Group]:
-    """What a folder or a glob pattern means: one source for each kind of file name."""
+def plain_name(name: str) -> str:
+    """A name of letters, digits and underscores, as a bare key of TOML may be."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
+
+
+def _lying_here(folder: Path) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and files.is_data_file(path.name))
+    names += ["data"] if (folder / "data").is_dir() else []
+    if not names:
+        raise SourceError(
+            f"no data files in {folder} or in data/ below it: name files, folders, glob patterns or data sets on the "
+            "Hub (owner/name), or take a shipped recipe with --recipe"
+        )
+    return names
+
+
+def _is_hub_name(name: str, path: Path) -> bool:
+    """Whether `owner/name` can only be meant as a data set on the Hub: nothing here has that name or would have it."""
+    local = path.exists() or path.parent.exists() or glob.has_magic(name) or files.is_data_file(name)
+    return not local and _HUB_NAME.fullmatch(name) is not None
+
+
+def _below(pattern: str, root: Path) -> Iterator[Group]:
+    """What a folder or a glob pattern means: a group for each kind of file name, of its train split if it has one."""
     here = Path.cwd()
-    paths = files.find_files(pattern, here)
-    base = here / pattern
+    paths, base = files.find_files(pattern, here), here / pattern
     names = {path: path.relative_to(base).as_posix() if base in path.parents else path.name for path in paths}
-    held_out: list[Path] = []
-    if any(files.in_split(name, "train") for name in names.values()):
-        held_out = [path for path in paths if _split_of(names[path]) not in (None, "train")]
+    splits = {path: next((split for split in _SPLITS if files.in_split(names[path], split)), None) for path in paths}
+    aside = [path for path in paths if "train" in splits.values() and splits[path] not in ("train", None)]
     alike: dict[tuple[Path, str], list[Path]] = {}
     for path in paths:
-        if path not in held_out:
+        if path not in aside:
             alike.setdefault((path.parent, _SPLIT_WORDS.sub("", _NUMBERS.sub("", path.name))), []).append(path)
-    beside = tuple(sorted(names[path] for path in held_out))
+    beside = tuple(sorted(names[path] for path in aside))
     for group in alike.values():
         title = _title(group[0], _NUMBERS, _SPLIT_WORDS)
-        yield _Group(title, _written_path(group, root, Path(pattern).is_absolute()), beside)
+        yield Group(title, _origin(group, root, Path(pattern).is_absolute()), beside)
         beside = ()
-
-
-def _split_of(name: str) -> str | None:
-    return next((split for split in _SPLITS if files.in_split(name, split)), None)
 
 
 def _title(path: Path, *without: re.Pattern[str]) -> str:
     """A source's name by its file's, without numbers and words that name a split; else by its folder's."""
-    stem = path.name.split(".")[0]
+    stem = path.with_suffix("").stem if path.suffix.lower() in files.COMPRESSIONS else path.stem
     for pattern in without:
         stem = pattern.sub("", stem)
-    return _plain(stem) or _plain(path.parent.name) or "data"
+    return plain_name(stem) or plain_name(path.parent.name) or "data"
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")
-
-
-def _written_path(paths: Sequence[Path], root: Path, absolute: bool) -> Origin:
-    """`path` of a source: a file, a glob pattern that means just these files, or a list."""
+def _origin(paths: Sequence[Path], root: Path, absolute: bool) -> Origin:
+    """`path` of a source: a file, a glob pattern that means just these files, or a list of them."""
 
     def written(path: Path) -> str:
-        return path.as_posix() if absolute else Path(os.path.relpath(path, root)).as_posix()
+        return path.as_posix() if absolute else files.relative_name(path, root)
 
     if len(paths) == 1:
         return {"path": written(paths[0])}
-    names = [path.name for path in paths]
-    start = re.split(r"\d", os.path.commonprefix(names))[0]
-    end = os.path.commonprefix([name[::-1] for name in names])[::-1].lstrip("0123456789")
-    pattern = written(paths[0].with_name(f"{glob.escape(start)}*{glob.escape(end)}"))
-    if len({path.parent for path in paths}) == 1 and files.find_files(pattern, root) == sorted(paths):
-        return {"path": pattern}
+    numbered = {_NUMBERS.sub("*", path.name) for path in paths}
+    if len(numbered) == 1 and len({path.parent for path in paths}) == 1:
+        pattern = written(paths[0].with_name(numbered.pop()))
+        if [os.path.realpath(path) for path in files.find_files(pattern, root)] == sorted(map(os.path.realpath, paths)):
+            return {"path": pattern}
     return {"path": [written(path) for path in paths]}

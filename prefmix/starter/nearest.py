@@ -29,14 +29,14 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 def nearest_formats(columns: Mapping[str, pl.DataType]) -> list[tuple[str, dict[str, str]]]:
     """The formats that columns would fit under other names: (format, {its column: column there}), the likeliest first.
 
-    A column for which there is no candidate is "..."; a format lacks at most one, and has at least one.
+    A column for which there is no candidate is "..."; a format lacks one at most, and less than half.
     """
     ranked = []
     for number, (name, each) in enumerate(sources.FORMATS.items()):
         for layout in layouts(each):
             mapping = _mapping(layout, columns)
             missing = sum(there == "..." for there in mapping.values())
-            if missing <= 1 and missing < len(mapping):
+            if missing <= 1 and 2 * missing < len(mapping):
                 exact = sum(wanted == there for wanted, there in mapping.items())
                 ranked.append((missing, -len(mapping), -exact, number, name, mapping))
     best: dict[str, dict[str, str]] = {}
@@ -56,7 +56,7 @@ def _mapping(layout: Layout, columns: Mapping[str, pl.DataType]) -> dict[str, st
             mapping[wanted] = wanted
             continue
         likely = [by_lower[name] for name in SYNONYMS.get(wanted, ()) if name in by_lower]
-        likely += [by_lower[name] for name in get_close_matches(wanted, by_lower, n=1, cutoff=0.7)]
+        likely += [by_lower[name] for name in get_close_matches(wanted, by_lower, n=1, cutoff=0.75)]
         mapping[wanted] = likely[0] if likely else "..."
         free = [name for name in free if name != mapping[wanted]]
     return mapping

@@ -46,9 +46,7 @@ def shipped_files(name: str) -> dict[str, Path]:
     if name not in shipped:
         near = get_close_matches(name, shipped, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
-        raise UsageError(
-            f'no recipe "{name}" comes with prefmix. {hint}There are: {", ".join(sorted(shipped))}.'
-        )
+        raise UsageError(f'no recipe "{name}" comes with prefmix. {hint}There are: {", ".join(sorted(shipped))}.')
     home = shipped[name].parent
     beside = sorted(path for path in (home / name).rglob("*") if path.is_file())
     return {path.relative_to(home).as_posix(): path for path in (shipped[name], *beside)}
