@@ -92,10 +92,9 @@ def write(curated: Curated, folder: Path, progress: Progress) -> dict[str, Any]:
     return manifest
 
 
-def _manifest(curated: Curated, subsets: Mapping[str, Any], digest: str) -> dict[str, Any]:
+def source_entries(curated: Curated) -> dict[str, dict[str, Any]]:
+    """The manifest's `sources`: what each one is and what became of its rows."""
     planned, recipe = curated.plan, curated.plan.recipe
-    fingerprints = planned.fingerprint
-    identity = json.dumps([digest, planned.recipe_digest, fingerprints])
     dropped = curated.dropped()
     entries: dict[str, Any] = {}
     for name, source in planned.sources.items():
@@ -110,6 +109,14 @@ def _manifest(curated: Curated, subsets: Mapping[str, Any], digest: str) -> dict
             "files": [{"path": file, "sha256": sha, "rows": by_file.get(file, 0)} for file, sha in planned.fingerprints[name]],
             "read": own.height, "kept": own.filter(ALIVE).height, "dropped": dropped[name],
         }  # fmt: skip
+    return entries
+
+
+def _manifest(curated: Curated, subsets: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    planned, recipe = curated.plan, curated.plan.recipe
+    fingerprints = planned.fingerprint
+    identity = json.dumps([digest, planned.recipe_digest, fingerprints])
+    entries = source_entries(curated)
     loaded = planned.tokenizer
     return {
         "format": 1, "name": recipe.name, "build": sha256(identity.encode()).hexdigest()[:12], "digest": digest,

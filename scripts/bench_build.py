@@ -3,10 +3,11 @@
     python scripts/bench_build.py [--data ../shared/data] [--tokenizer FOLDER] [--runs 3]
 
 Both sides read 115,337 real rows (six Parquet files of pairs, two of SFT rows), turn them into messages, judge them with
-the same rules, drop exact duplicates, assign splits by prompt, render ChatML, count tokens when there is a tokenizer, and
-write Arrow. prefmix also writes its ledger, digest, audit and card; the peer does not. Each side runs as a process of its
-own, in turn, and the medians are printed: wall time, and the peak of the proportional memory (PSS) of the process and its
-children. `--tokenizer` is a folder with a tokenizer.json (scripts/mistral_chatml_tokenizer.py makes the one of
+the same rules, write the dropped rows with their reasons to a ledger, report rules, lengths and repeated prompts, drop
+exact duplicates, assign splits by prompt, put the rows into an order by hash, render ChatML, count tokens when there is a
+tokenizer, write Arrow and hash the files. prefmix also gives evidence for each drop, the digest of the content and a card;
+the peer does not. Each side runs as a process of its own, in turn, and the medians are printed: wall time, and the peak of
+the resident memory, summed over the process and its children (RSS), beside the same with shared pages split (PSS). `--tokenizer` is a folder with a tokenizer.json (scripts/mistral_chatml_tokenizer.py makes the one of
 OpenHermes-2.5); with it, prefmix runs once with Hugging Face's tokenizers and once with gigatoken, if that is installed.
 """
 
@@ -60,13 +61,14 @@ def compare(data: Path, tokenizer: Path | None, runs: int) -> None:
         for name, side, environment in sides:
             found[name].append(measure(side, data, tokenizer, environment))
     peer_wall = median(run["wall_s"] for run in found["datasets map/filter"])
-    peer_memory = median(run["peak_mb"] for run in found["datasets map/filter"])
-    print(f"{'':22}{'rows in':>10}{'rows out':>10}{'wall s':>9}{'CPU s':>8}{'MB/s':>8}{'peak MB':>9}{'faster':>9}{'memory':>8}")
+    peer_memory = median(run["rss_mb"] for run in found["datasets map/filter"])
+    head = ("rows in", "rows out", "wall s", "CPU s", "MB/s", "RSS MB", "PSS MB", "faster", "of its RSS")
+    print(f"{'':22}" + "".join(f"{word:>11}" for word in head))
     for name, runs_ in found.items():
-        wall, cpu, peak = (median(run[key] for run in runs_) for key in ("wall_s", "cpu_s", "peak_mb"))
+        wall, cpu, rss, pss = (median(run[key] for run in runs_) for key in ("wall_s", "cpu_s", "rss_mb", "pss_mb"))
         last = runs_[-1]
-        print(f"{name:22}{last['read']:>10,}{last['kept']:>10,}{wall:>9.2f}{cpu:>8.2f}{last['text_mb'] / wall:>8.0f}{peak:>9.0f}"
-              f"{peer_wall / wall:>8.1f}x{peak / peer_memory:>8.2f}")  # fmt: skip
+        print(f"{name:22}{last['read']:>11,}{last['kept']:>11,}{wall:>11.2f}{cpu:>11.2f}{last['text_mb'] / wall:>11.0f}"
+              f"{rss:>11.0f}{pss:>11.0f}{peer_wall / wall:>10.1f}x{rss / peer_memory:>11.2f}")  # fmt: skip
     for name, runs_ in found.items():
         if stages := runs_[-1].get("stages"):
             whole = sum(stages.values())
@@ -82,9 +84,10 @@ def measure(side: str, data: Path, tokenizer: Path | None, environment: dict[str
         before = os.times()
         started = time.perf_counter()
         process = subprocess.Popen(command, env=full, stdout=subprocess.DEVNULL)
-        peak = 0.0
+        peaks = {"Rss:": 0.0, "Pss:": 0.0}
         while process.poll() is None:
-            peak = max(peak, memory_mb(process.pid))
+            for key, total in memory_mb(process.pid).items():
+                peaks[key] = max(peaks[key], total)
             time.sleep(0.02)
         wall = time.perf_counter() - started
         after = os.times()
@@ -92,21 +95,23 @@ def measure(side: str, data: Path, tokenizer: Path | None, environment: dict[str
             sys.exit(f"{side} failed with exit code {process.returncode}")
         report = json.loads((Path(folder) / "report.json").read_text())
         cpu = after.children_user + after.children_system - before.children_user - before.children_system
-        return {**report, "wall_s": wall, "cpu_s": cpu, "peak_mb": peak}
+        return {**report, "wall_s": wall, "cpu_s": cpu, "rss_mb": peaks["Rss:"], "pss_mb": peaks["Pss:"]}
 
 
-def memory_mb(pid: int) -> float:
-    """Proportional set size of a process and its children (Linux); a page that two share counts half for each."""
-    total = 0.0
+def memory_mb(pid: int) -> dict[str, float]:
+    """Resident and proportional set size of a process and its children (Linux)."""
+    total = {"Rss:": 0.0, "Pss:": 0.0}
     waiting = [pid]
     while waiting:
         each = waiting.pop()
         try:
-            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
-            total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+            for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
+                key, _, rest = line.partition(" ")
+                if key in total:
+                    total[key] += int(rest.split()[0]) / 1024
             for task in Path(f"/proc/{each}/task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
-        except (OSError, StopIteration):
+        except OSError:
             continue
     return total
 
@@ -122,12 +127,13 @@ def run_prefmix(data: Path, tokenizer: Path | None, out: Path) -> None:
     from prefmix.build import build
 
     stages: dict[str, float] = {}
-    last = [time.perf_counter(), "start"]
+    since, current = time.perf_counter(), "start"
 
     def progress(stage: str, done: int, total: int) -> None:
+        nonlocal since, current
         now = time.perf_counter()
-        stages[last[1]] = stages.get(last[1], 0.0) + now - last[0]
-        last[:] = [now, stage if done < total else "other"]
+        stages[current] = stages.get(current, 0.0) + now - since
+        since, current = now, stage if done < total else "other"
 
     mixture = build(out / "bench.toml", store=out / "store", progress=progress)
     progress("end", 1, 1)
@@ -144,7 +150,8 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
     """The same steps as one would write them with `datasets`: batched maps, two processes, rules as compiled regexes."""
     import re
     import unicodedata
-    from hashlib import blake2b
+    from collections import Counter
+    from hashlib import blake2b, file_digest
 
     import datasets
 
@@ -189,11 +196,16 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
         unfinished = len(ending) >= 200 and bool(cut_off.search(ending[-1])) and len(ending.rsplit("\n", 1)[-1]) > 40
         return bool(disclaimer.search(answer[:400])), any(placeholder.search(t) for t in [*prompt, answer]), unfinished
 
+    def add_id(result: dict, content: str) -> None:
+        result["id"].append(blake2b(content.encode(), digest_size=16).hexdigest())
+        order = blake2b(f"42 {result['id'][-1]}".encode(), digest_size=8).digest()
+        result["order"].append(int.from_bytes(order, "big") >> 1)
+
     def pairs(batch: dict) -> dict:
         rows = len(batch["question" if "question" in batch else "instruction"])
         orca = "question" in batch
         system = batch.get("system") or [""] * rows
-        result: dict = {key: [] for key in ("id", "prompt", "chosen", "rejected", "prompt_text", "reason", "flags")}
+        result: dict = {key: [] for key in ("id", "order", "prompt", "chosen", "rejected", "prompt_text", "reason", "flags", "chars")}
         for n in range(rows):
             user = batch["question" if orca else "instruction"][n]
             chosen, rejected = (batch[key if orca else f"{key}_response"][n] for key in ("chosen", "rejected"))
@@ -208,11 +220,12 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
             result["rejected"].append(f"{rejected}<|im_end|>")
             result["prompt_text"].append(user)
             content = "\x00".join([*prompt, chosen, rejected])
-            result["id"].append(blake2b(content.encode(), digest_size=16).hexdigest())
+            result["chars"].append([len(chosen), len(rejected)])
+            add_id(result, content)
         return result
 
     def chats(batch: dict) -> dict:
-        result: dict = {key: [] for key in ("id", "text", "answer", "prompt_text", "reason", "flags")}
+        result: dict = {key: [] for key in ("id", "order", "text", "answer", "prompt_text", "reason", "flags", "chars")}
         for instruction, given, output in zip(batch["instruction"], batch["input"], batch["output"], strict=True):
             user = f"{instruction}\n{given}" if given else instruction
             result["reason"].append(judge([user], [output], (None, None)))
@@ -220,7 +233,8 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
             result["text"].append(f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{output}<|im_end|>")
             result["answer"].append(output)
             result["prompt_text"].append(user)
-            result["id"].append(blake2b(f"{user}\x00{output}".encode(), digest_size=16).hexdigest())
+            result["chars"].append([len(output)])
+            add_id(result, f"{user}\x00{output}")
         return result
 
     def split_point(batch: dict) -> dict:
@@ -230,6 +244,7 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
 
     def count_tokens(batch: dict) -> dict:
         names = [name for name in ("prompt", "chosen", "rejected", "text") if name in batch]
+        assert counter is not None
         encoded = {name: counter.encode_batch_fast(batch[name], add_special_tokens=False) for name in names}
         return {f"{name}_tokens": [len(encoding) for encoding in encodings] for name, encodings in encoded.items()}
 
@@ -242,6 +257,8 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
             rows = rows.map(convert, batched=True, num_proc=PROCESSES, remove_columns=rows.column_names)
             parts.append(rows.add_column("source", [source] * len(rows)))
         whole = datasets.concatenate_datasets(parts)
+        dropped = whole.filter(lambda batch: [bool(reason) for reason in batch["reason"]], batched=True, num_proc=PROCESSES)
+        dropped.select_columns(["id", "source", "reason"]).to_parquet(out / f"{subset}-drops.parquet")
         whole = whole.filter(lambda batch: [not reason for reason in batch["reason"]], batched=True, num_proc=PROCESSES)
         seen: set[tuple] = set()
 
@@ -254,15 +271,28 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
             return verdicts
 
         whole = whole.filter(is_first, batched=True)  # one process: the set must see every row
+        table = whole.select_columns(["source", "prompt_text", "flags", "chars"]).to_dict()
+        prompts = Counter(zip(table["source"], table["prompt_text"], strict=True))
+        audit = {
+            "repeated": sum(n for n in prompts.values() if n > 1),
+            "flags": [sum(column) for column in zip(*table["flags"], strict=True)],
+            "chars": [sum(column) for column in zip(*table["chars"], strict=True)],
+            "chosen_longer": sum(chars[0] > chars[-1] for chars in table["chars"]),
+        }
+        (out / f"{subset}-audit.json").write_text(json.dumps(audit))
         whole = whole.map(split_point, batched=True, num_proc=PROCESSES)
         if counter:
             os.environ["TOKENIZERS_PARALLELISM"] = "false"  # two processes of one thread each
             whole = whole.map(count_tokens, batched=True, num_proc=PROCESSES)
-        drop = [name for name in ("prompt_text", "reason", "flags", "answer") if name in whole.column_names]
+        drop = ["prompt_text", "reason", "flags", "chars", "order", "split", *(["answer"] if subset == "sft" else [])]
+        whole = whole.sort("order")
         for split in ("train", "test"):
-            part = whole.filter(lambda batch, split=split: [s == split for s in batch["split"]], batched=True, num_proc=PROCESSES)
-            part.remove_columns(drop).save_to_disk(out / "peer" / subset / split)
+            part = whole.filter(lambda batch, split=split: [s == split for s in batch["split"]], batched=True)
+            part.remove_columns(drop).save_to_disk(out / "peer" / subset / split, num_proc=PROCESSES)
             kept += len(part)
+    for path in (out / "peer").rglob("*.arrow"):
+        with path.open("rb") as file:
+            file_digest(file, "sha256")
     text_bytes = sum(path.stat().st_size for path in (out / "peer").rglob("*.arrow"))
     report(out, read, kept, text_bytes)
 

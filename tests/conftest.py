@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,3 +33,31 @@ def loopback_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lo
         monkeypatch.delenv(name, raising=False)
     yield hub
     hub.close()
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with three versions of the quickstart: v1 as shipped, v2 with another recipe, v3 with another file.
+
+    The recipes and sources of v1 and v2 lie in `../recipes` of the store, those of v3 in `../edited`. In v3 the source
+    ultrafeedback has lost its first row, its second row has another score, and a row was added.
+    """
+    from prefmix.build import build
+    from prefmix.recipe import load_recipe
+
+    root = tmp_path_factory.mktemp("quickstart")
+    store, shipped = root / "store", Path(__file__).parents[1] / "recipes"
+    for name in ("recipes", "edited"):
+        shutil.copytree(shipped / "quickstart", root / name / "quickstart")
+        shutil.copy(shipped / "quickstart.toml", root / name)
+    changes = ["filter.min_margin=1.0", "filter.on_inverted=swap", "sources.openhermes.take=50", "splits.test=0.3"]
+    build(root / "recipes" / "quickstart.toml", store=store)
+    build(load_recipe(root / "recipes" / "quickstart.toml", changes), store=store)
+    edited = root / "edited" / "quickstart" / "ultrafeedback.jsonl"
+    _, second, *others = edited.read_text(encoding="utf-8").splitlines()
+    rescored = json.loads(second) | {"chosen_avg_rating": 4.875}
+    added = json.loads(second) | {"instruction": "What is a row that was added later?"}
+    lines = [json.dumps(rescored), *others, json.dumps(added)]
+    edited.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    build(root / "edited" / "quickstart.toml", store=store)
+    return store

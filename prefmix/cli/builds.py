@@ -157,17 +157,9 @@ def _curated(recipe: str, overrides: Sequence[str], limit: int | None, progress:
 
 def _preview(curated: Curated) -> dict[str, Any]:
     """What a manifest says of the rows, for a build that is not written: the same keys."""
-    counts: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    for count, frames in zip(counts, (curated.rows, curated.kept), strict=True):
-        for frame in frames.values():
-            count |= {str(source): rows for source, rows in frame.group_by("source").len().rows()}
-    read, kept = counts
-    dropped = curated.dropped()
-    sources: dict[str, Any] = {}
-    for name, source in curated.plan.sources.items():
-        origin = {"hub": source.spec.hub} if source.spec.hub else {"path": source.spec.path}
-        rows = {"read": read.get(name, 0), "kept": kept.get(name, 0), "dropped": dropped[name]}
-        sources[name] = {"format": source.format, "kind": source.kind, **origin, "revision": source.revision, **rows}
+    from prefmix.manifest import source_entries
+
+    sources = source_entries(curated)
     return {
         "name": curated.plan.recipe.name,
         "recipe_digest": curated.plan.recipe_digest,

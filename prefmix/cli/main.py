@@ -28,6 +28,8 @@ COMMANDS = {
     "rm": ("prefmix.cli.mixtures", "Remove a version of a mixture."),
 }
 
+FIRST_STEPS = "First steps: prefmix init --recipe quickstart, then prefmix build quickstart.toml"
+
 
 class Commands(click.Group):
     """Imports the module of a command when the command is run; suggests the nearest name for one that is unknown."""
@@ -54,7 +56,9 @@ class Commands(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Commands, epilog=FIRST_STEPS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(version("prefmix"), prog_name="prefmix")
 def prefmix() -> None:
     """Curate and mix preference and SFT data sets into versioned, explainable mixtures."""

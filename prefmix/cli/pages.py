@@ -154,10 +154,21 @@ def list_page(found: Sequence[Listed]) -> RenderableType:
 
 
 def next_page(commands: Sequence[tuple[str, str]]) -> RenderableType:
-    """The commands that are of use now, each with what it tells."""
-    widest = max(len(command) for command, _ in commands)
-    lines = [Text.assemble("  ", command.ljust(widest), (f"  {what}", "dim")) for command, what in commands]
-    return Group("", Text("Next:", "bold"), *lines)
+    """The commands that are of use now, each with what it tells where the screen is wide enough for it."""
+    return _Next(commands)
+
+
+class _Next:
+    def __init__(self, commands: Sequence[tuple[str, str]]) -> None:
+        self.commands = commands
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widest = max(len(command) for command, _ in self.commands)
+        fits = all(2 + widest + 2 + len(what) <= console.width for _, what in self.commands)
+        yield ""
+        yield Text("Next:", "bold")
+        for command, what in self.commands:
+            yield Text.assemble("  ", command.ljust(widest), (f"  {what}", "dim")) if fits else Text(f"  {command}")
 
 
 def titled(title: str, body: RenderableType, note: str = "") -> RenderableType:

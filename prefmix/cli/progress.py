@@ -97,15 +97,16 @@ def _shown(bars: bool) -> Generator[Progress]:
         rich_progress.TimeElapsedColumn(),
     )
     with rich_progress.Progress(*columns, console=console, transient=True) as display:
-        tasks = {"": display.add_task("finding the inputs".ljust(_WIDEST), total=None, counted="")}
+        finding = display.add_task("finding the inputs".ljust(_WIDEST), total=None, counted="")
+        tasks: dict[tuple[str, int], rich_progress.TaskID] = {}
 
         def show(stage: str, done: int, total: int) -> None:
-            if "" in tasks:
-                display.remove_task(tasks.pop(""))
+            display.update(finding, visible=False)
             label, unit = _STAGES[stage]
-            if stage not in tasks:
-                tasks[stage] = display.add_task(label.ljust(_WIDEST), total=total, counted="")
+            key = (stage, threading.get_ident())  # a stage may work on two subsets at once
+            if key not in tasks:
+                tasks[key] = display.add_task(label.ljust(_WIDEST), total=total, counted="")
             counted = f"{done:,} of {total:,} {unit}" if unit else ""
-            display.update(tasks[stage], completed=done, total=total, counted=counted)
+            display.update(tasks[key], completed=done, total=total, counted=counted)
 
         yield show
