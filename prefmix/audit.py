@@ -31,9 +31,8 @@ def report(rows: pl.DataFrame, settings: Filter, kind: Kind) -> dict[str, dict[s
     if kind == "preference":
         chosen, rejected = (answer.str.len_chars() for answer in answers(kind))
         columns += [chosen.alias("chosen_chars"), rejected.alias("rejected_chars"), "chosen_score", "rejected_score"]
-    facts = alive.select(columns).with_columns(
-        repeated=pl.len().over("source", "prompt") > 1, elsewhere=pl.col("source").n_unique().over("prompt") > 1
-    )
+    here, anywhere = pl.len().over("source", "prompt"), pl.len().over("prompt")
+    facts = alive.select(columns).with_columns(repeated=here > 1, elsewhere=anywhere > here)
     aggregates = [pl.len().alias("rows"), pl.col("repeated").sum(), pl.col("elsewhere").sum()]
     aggregates += [pl.col(rule.reason).sum() for rule in reports]
     aggregates += [

@@ -129,11 +129,11 @@ def _read(planned: Plan, limit: int | None, progress: Progress) -> dict[Kind, pl
 def _side_by_side(stage: str, work: Callable[[K], V], keys: Iterable[K], progress: Progress) -> dict[K, V]:
     """`{key: work(key)}`, two at a time: much of the work on one frame keeps one core busy."""
     todo, done = list(keys), {}
+    progress(stage, 0, len(todo))
     with ThreadPoolExecutor(min(2, pl.thread_pool_size())) as pool:
         for key, result in zip(todo, pool.map(work, todo), strict=True):
-            progress(stage, len(done), len(todo))
             done[key] = result
-    progress(stage, len(todo), len(todo))
+            progress(stage, len(done), len(todo))
     return done
 
 

@@ -43,8 +43,8 @@ def exact(rows: dict[Kind, pl.DataFrame], settings: Dedupe) -> dict[Kind, pl.Dat
 # Two texts are taken as equal when two 64-bit hashes with different seeds agree (2**-128 a pair). The hashes live and
 # die with the process: nothing that is written depends on their values.
 _PROMPT = ("prompt_a", "prompt_b")
-_CHOSEN = (*_PROMPT, "best_a", "best_b")
-_PAIR = (*_CHOSEN, "other_a", "other_b")
+_CHOSEN = ("chosen_a", "chosen_b")
+_PAIR = ("pair_a", "pair_b")
 
 
 def _keys(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
@@ -64,7 +64,13 @@ def _keys(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     return (
         rows.lazy()
         .select("_index", "id", "source", "source_row", *scores, **hashes)
+        .with_columns(
+            pl.struct(f"{name}_{suffix}" for name in names).hash(seed).alias(f"{key}_{suffix}")
+            for seed, suffix in enumerate("ab", 1)
+            for key, names in {"chosen": ("prompt", "best"), "pair": ("prompt", "best", "other")}.items()
+        )
         .with_columns(margin=pl.col("chosen_score") - pl.col("rejected_score"))
+        .select("_index", *RANK, *_PROMPT, *_CHOSEN, *_PAIR)
         .sort(RANK, descending=_RANK_DESCENDING, nulls_last=True)
         .collect()
     )

@@ -15,12 +15,16 @@ for _first, _last in ((b"0", b"9"), (b"a", b"z")):
     _TABLE[_first[0] : _last[0] + 1] = np.arange(_first[0], _last[0] + 1)
 _TABLE[ord("A") : ord("Z") + 1] = np.arange(ord("a"), ord("z") + 1)
 
+#: Separators beyond ASCII that English text is full of; with blanks for them, half of its other texts are plain ASCII.
+_PUNCTUATION = list("’‘“”–—…•·©®€£°\u00a0")
+
 
 def normalise(texts: pl.Series) -> pl.Series:
     """string -> string, of the same length and order; nulls stay null.
 
     Fastest on about a thousand texts at a time, whose bytes stay in the cache: 130 MB/s a core on ASCII, 38 on 20 MB.
     """
+    texts = texts.str.replace_many(_PUNCTUATION, [" "] * len(_PUNCTUATION))
     ascii_only = (texts.str.len_bytes() == texts.str.len_chars()).fill_null(True)
     result = pl.concat([_normalise_ascii(texts.filter(ascii_only)), _normalise_unicode(texts.filter(~ascii_only))])
     places = pl.concat([ascii_only.arg_true(), (~ascii_only).arg_true()])

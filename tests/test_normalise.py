@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from prefmix.normalise import _normalise_unicode, normalise
 
-texts = st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"])) | st.text("aZ09 .,!-_\n\t\x00", max_size=30), max_size=12)
+texts = st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"])) | st.text("aZ09 .,!-_\n\t\x00é’‘“”–—…•·©®€£°\u00a0", max_size=30), max_size=12)
 
 
 @given(texts)

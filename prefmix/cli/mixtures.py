@@ -309,7 +309,8 @@ def _count_drops(mixture: Mixture, counts: pl.DataFrame, store: str | None) -> N
     from prefmix.cli.drops import counts_page
 
     out().print(counts_page(mixture, counts))
-    most = counts.group_by("reason").sum().sort("rows", "reason", descending=[True, False])["reason"][0]
+    totals = counts.drop("source").group_by("reason").sum()
+    most = totals.sort("rows", "reason", descending=[True, False])["reason"][0]
     texts = _again("show", str(mixture), "--sample", "3", "--reason", most, store=store)
     _next(
         [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import zip_longest
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -158,10 +157,20 @@ def _side_by_side(dropped: Row, kept: Row) -> RenderableType:
     table = Table(box=None, header_style="", pad_edge=False, padding=(0, 2, 0, 0), expand=True)
     table.add_column(Text("dropped", "yellow"), ratio=1, overflow="fold")
     table.add_column(Text("kept", "cyan"), ratio=1, overflow="fold")
-    for one, other in zip_longest(_turns(dropped), _turns(kept)):
+    sides = [_numbered(row) for row in (dropped, kept)]
+    for key in sorted(dict.fromkeys([*sides[0], *sides[1]]), key=lambda key: key[0] != "system"):
+        one, other = (side.get(key) for side in sides)
         same = one and other and one[2] == other[2]
         table.add_row(_stacked(one), Text.assemble((f"{other[0]}\nthe same", "dim")) if same else _stacked(other))
     return Trimmed(table)
+
+
+def _numbered(row: Row) -> dict[tuple[str, int], tuple[str, str, str]]:
+    """The turns of a row by label and by how many of that label came before."""
+    found: dict[tuple[str, int], tuple[str, str, str]] = {}
+    for turn in _turns(row):
+        found[turn[0], sum(label == turn[0] for label, _ in found)] = turn
+    return found
 
 
 def _stacked(turn: tuple[str, str, str] | None) -> RenderableType:

@@ -118,7 +118,7 @@ def texts_again(mixture: Mixture, entries: pl.DataFrame) -> tuple[dict[tuple[str
         rows = frame.filter(pl.col("id").is_in(ids.implode())).unique("id", keep="first", maintain_order=True)
         found |= {(source, row.id): row for row in _rows(rows, mixture.manifest["sources"][source]["kind"])}
         if missing := ids.n_unique() - rows.height:
-            problems.append(f"source {source}: {missing:,} of the rows are no longer there{_since(mixture, source)}")
+            problems.append(f"source {source}: {missing:,} of its rows can no longer be found{_since(mixture, source)}")
     return found, problems
 
 
