@@ -25,7 +25,7 @@ from prefmix import audit, chatml, dedupe, filters, mix, tokens
 from prefmix.errors import BuildError
 from prefmix.ledger import ALIVE, check_conservation, mark
 from prefmix.manifest import Curated, Progress, write
-from prefmix.mixture import Mixture
+from prefmix.mixture import Mixture, Unreadable
 from prefmix.plan import Plan, plan
 from prefmix.recipe import Mix, Recipe, load_recipe
 from prefmix.schema import KINDS, NO_CHANGES, Kind
@@ -52,7 +52,10 @@ def built(planned: Plan, store: Store) -> Mixture | None:
     """The version that was made from just these inputs by this prefmix, if there is one and its files are there."""
     name = planned.recipe.name
     for label in reversed(store.versions(name)):
-        mixture = store.find(name, label)
+        try:
+            mixture = store.find(name, label)
+        except Unreadable:  # the new build takes its place
+            continue
         manifest = mixture.manifest
         same = (manifest["recipe_digest"], manifest["fingerprints"], manifest["tools"]["prefmix"]) == (
             planned.recipe_digest, planned.fingerprint, version("prefmix"))  # fmt: skip

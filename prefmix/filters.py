@@ -175,11 +175,12 @@ def _identical() -> Drop:
         return text.str.replace_all(r"[\s\p{Cf}]+", " ").str.strip_chars(" ").str.normalize("NFC")
 
     def may_equal(one: pl.Series, other: pl.Series) -> pl.Series:
-        """Whether two beginnings (or endings) of 64 characters can belong to equal answers, at little cost. Composition
-        can change the characters where a piece was cut, so only the far 24 of 40 or more are compared."""
-        bare = [side.str.replace_all(r"[\s\p{Cf}]+", "").str.normalize("NFC") for side in (one, other)]
-        short = (bare[0].str.len_chars() < 40) | (bare[1].str.len_chars() < 40)
-        return short | (bare[0].str.head(24) == bare[1].str.head(24)) | (bare[0].str.tail(24) == bare[1].str.tail(24))
+        """Whether two beginnings (or endings) of 64 characters can belong to equal answers, at little cost: in ASCII the
+        far 24 of at least 40 must agree, but for white space."""
+        bare = [side.str.replace_all(r"\s+", "") for side in (one, other)]
+        plain = [(side.str.len_bytes() == side.str.len_chars()) & (side.str.len_bytes() >= 40) for side in bare]
+        same_end = (bare[0].str.head(24) == bare[1].str.head(24)) | (bare[0].str.tail(24) == bare[1].str.tail(24))
+        return ~plain[0] | ~plain[1] | same_end
 
     def same(pair: pl.Series) -> pl.Series:
         sides = [pair.struct.field("chosen"), pair.struct.field("rejected")]

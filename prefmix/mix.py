@@ -16,12 +16,13 @@ import polars as pl
 
 from prefmix.errors import BuildError
 from prefmix.ledger import ALIVE, Drop, mark
-from prefmix.normalise import normalise
 from prefmix.recipe import Mix, Source
 from prefmix.schema import PARTS, Kind, prompt_text
 
 NOT_SAMPLED = "mix/not_sampled"
-_CHUNK_ROWS = 1024
+_CHUNK_ROWS = 4096
+_LOWER = bytes(range(256)).lower()
+_SEPARATORS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
 _ORDER, _SAMPLE, _SPLIT = 0, 1, 2  # what a hash is for: the same row draws other numbers for other questions
 
 
@@ -123,7 +124,7 @@ def split(rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int
     kept = rows.filter(ALIVE)
     text = prompt_text(kind)
     keys = kept.lazy().select(a=text.hash(1), b=text.hash(2)).with_row_index("_index").collect()
-    distinct = keys.unique(["a", "b"], keep="any")
+    distinct = keys.unique(["a", "b"], keep="first", maintain_order=True)
     turns = kept.select(PARTS[kind][0])
     prompts = (turns[part["_index"]].select(text.alias("prompt")).to_series() for part in distinct.iter_slices(_CHUNK_ROWS))
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
@@ -138,11 +139,20 @@ def split(rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int
 
 
 def clusters_of(prompts: pl.Series) -> list[str]:
-    """For each prompt 16 hex digits that are equal for prompts that are equal after normalisation (as they are, where
-    nothing would be left of them)."""
-    normal = normalise(prompts)
-    texts = pl.select(pl.when(normal == "").then(prompts).otherwise(normal)).to_series().to_list()
-    return [blake2b(text.encode(), digest_size=8).hexdigest() for text in texts]
+    """For each prompt 16 hex digits that are equal for equal prompts, whatever their case, spacing and punctuation.
+
+    What is hashed are the letters, marks and digits of the prompt in lower case and Unicode NFKC (marks stay: without
+    them Hindi and Thai fall apart), or the prompt as it is where that leaves nothing. Text in ASCII, which is most of
+    it, has a faster way to the same.
+    """
+    is_ascii = prompts.str.len_bytes() == prompts.str.len_chars()
+    other = prompts.filter(~is_ascii).str.to_lowercase().str.normalize("NFKC")
+    others = iter(other.str.replace_all(r"[^\p{L}\p{M}\p{N}]+", "").to_list())
+    clusters = []
+    for text in prompts.to_list():
+        key = text.encode().translate(_LOWER, _SEPARATORS) if text.isascii() else next(others).encode()
+        clusters.append(blake2b(key or text.encode(), digest_size=8).hexdigest())
+    return clusters
 
 
 def ordered(rows: pl.DataFrame, kind: Kind, seed: int) -> pl.DataFrame:

@@ -280,15 +280,19 @@ def _mapped(path: str) -> Any:
     return MemoryMappedTable(pa.ipc.open_file(pa.memory_map(path)).read_all(), path)
 
 
+class Unreadable(MixtureError):
+    """A folder whose manifest is missing or cannot be read."""
+
+
 def open_folder(folder: Path) -> Mixture:
-    """Opens a mixture's folder. Raises MixtureError when it is none, or was written by a newer prefmix."""
+    """Opens a mixture's folder. Raises Unreadable when it is none, MixtureError when a newer prefmix wrote it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         newer = manifest["format"] > FORMAT
     except FileNotFoundError as error:
-        raise MixtureError(f"{folder} is not a mixture: it has no {MANIFEST}.") from error
+        raise Unreadable(f"{folder} is not a mixture: it has no {MANIFEST}.") from error
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise MixtureError(f"{folder / MANIFEST} cannot be read ({error}). Build the mixture again.") from error
+        raise Unreadable(f"{folder / MANIFEST} cannot be read ({error}). Build the mixture again.") from error
     if newer:
         raise MixtureError(f"{folder} has format {manifest['format']}, this prefmix reads up to {FORMAT}: upgrade prefmix.")
     return Mixture(folder, manifest)

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefmix.errors import MixtureError, UsageError
-from prefmix.mixture import MANIFEST, Mixture, open_folder, write_durably
+from prefmix.mixture import MANIFEST, Mixture, Unreadable, open_folder, write_durably
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _STAGING = ".staging-"
@@ -113,8 +113,8 @@ class Store:
             labels = self._adopt_unlabelled(name)
             label = next((label for label, entry in reversed(labels.items()) if entry["build"] == build and "removed" not in entry), None)
             if label is not None and target.is_dir():
-                existing = open_folder(target)
-                if existing.is_whole():
+                existing = _readable(target)
+                if existing and existing.is_whole():
                     return existing
                 os.rename(target, f"{home / _STAGING}{token_hex(6)}")
             label = label or f"v{max((_number(known) for known in labels), default=0) + 1}"
@@ -135,8 +135,9 @@ class Store:
             labels[mixture.version] = {**labels[mixture.version], "removed": datetime.now(UTC).isoformat(timespec="seconds")}
             self._write_labels(mixture.name, labels)
             grave = mixture.folder.parent / f"{_STAGING}{token_hex(6)}"
-            os.rename(mixture.folder, grave)
-            shutil.rmtree(grave, ignore_errors=True)
+            if mixture.folder.is_dir():  # somebody may have deleted it by hand
+                os.rename(mixture.folder, grave)
+                shutil.rmtree(grave, ignore_errors=True)
 
     def _labels(self, name: str) -> dict[str, dict[str, str]]:
         path = self.root / name / "versions.json"
@@ -162,10 +163,9 @@ class Store:
         known = {entry["build"] for entry in labels.values()}
         for path in sorted((self.root / name).glob(f"*/{MANIFEST}")):
             if path.parent.name not in known and not path.parent.name.startswith("."):
-                manifest = open_folder(path.parent).manifest
-                labels.setdefault(
-                    manifest["version"], {key: manifest[key] for key in ("build", "digest", "created")}
-                )
+                if found := _readable(path.parent):
+                    entry = {key: found.manifest[key] for key in ("build", "digest", "created")}
+                    labels.setdefault(found.version, entry)
         return labels
 
     @contextmanager
@@ -186,6 +186,14 @@ class Store:
                     Path(lock.lock_file).unlink(missing_ok=True)
             except Timeout:  # its process lives
                 continue
+
+
+def _readable(folder: Path) -> Mixture | None:
+    """The mixture in a folder; None when its manifest is damaged, so that a new build may take its place."""
+    try:
+        return open_folder(folder)
+    except Unreadable:
+        return None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -86,6 +86,7 @@ def test_pages_fit_the_width(cli, monkeypatch, columns):
     try:
         for arguments in (("show", "quickstart@v1"), ("drops", "quickstart@v1", "--reason", "filter"), ("list",)):
             _, page, _ = cli(*arguments)
+            assert re.search(r"\b(331|300)\b", page)
             body = page.split("\nNext:")[0]
             assert max(cell_len(line) for line in body.splitlines()) <= int(columns)
     finally:
@@ -324,7 +325,7 @@ def test_list_names_every_version(cli):
     code, page, _ = cli("list")
     assert code == 0
     assert re.search(
-        r"^quickstart +v1 +300  a22c93e943e1|^quickstart +v1 +300  [0-9a-f]{12}  \d{4}-\d\d-\d\d \d\d:\d\d UTC +\d+ kB$",
+        r"^quickstart +v1 +300  [0-9a-f]{12}  \d{4}-\d\d-\d\d \d\d:\d\d UTC +\d+ kB$",
         page,
         re.MULTILINE,
     )
@@ -392,6 +393,30 @@ def test_rm_of_a_damaged_version_works(cli, own):
     assert code == 1
     assert "sft/train-00000-of-00001.arrow is missing. Remove this version with `prefmix rm`" in complaints
     assert cli("rm", "quickstart", "--yes", "--store", str(own))[0] == 0
+
+
+@pytest.mark.parametrize("harm", ["no manifest", "half a manifest", "no folder"])
+def test_a_version_whose_manifest_is_damaged_is_listed_and_can_be_removed_or_built_again(cli, own, harm):
+    folder = open_mixture("quickstart", own).folder
+    recipe = own.parent / "recipes" / "quickstart.toml"
+
+    def damage() -> None:
+        if harm == "half a manifest":
+            (folder / "mixture.json").write_text("{")
+        elif harm == "no manifest":
+            (folder / "mixture.json").unlink()
+        else:
+            shutil.rmtree(folder)
+
+    damage()
+    assert "quickstart  v1       broken" in cli("list", "--store", str(own))[1]
+    assert build(recipe, store=own).version == "v1"
+    assert open_mixture("quickstart", own).is_whole()
+    damage()
+    code, _, said = cli("rm", "quickstart", "--yes", "--store", str(own))
+    assert (code, said) == (0, f"Removed quickstart@v1 (damaged): {folder}\n")
+    assert Store(own).versions("quickstart") == {}
+    assert build(recipe, store=own).version == "v2"
 
 
 # References that cannot be opened

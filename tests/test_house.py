@@ -14,7 +14,7 @@ import prefmix
 PACKAGE = Path(prefmix.__file__).parent
 #: A module may import from its own floor and from the floors below it.
 FLOORS = [
-    {"errors", "schema", "normalise"},
+    {"errors", "schema"},
     {"recipe", "ledger", "language", "digest"},
     {"files", "records", "rows"},
     {"hub"},

@@ -101,6 +101,28 @@ def test_rows_with_the_same_normalised_prompt_are_in_the_same_split_in_both_subs
     assert 30 < list(pairs.values()).count("test") < 90
 
 
+texts = st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.text("aZ09 .,!-_\n\té’“…€\u00a0\u200b", max_size=30), max_size=8)
+
+
+@given(texts)
+def test_the_way_for_ascii_gives_the_clusters_that_the_way_for_all_text_gives(values):
+    prompts = pl.Series(values, dtype=pl.String)
+    marked = pl.Series([f"{text}é" for text in values], dtype=pl.String)  # not ASCII any more
+    letters = prompts.str.to_lowercase().str.normalize("NFKC").str.replace_all(r"[^\p{L}\p{M}\p{N}]+", "").to_list()
+
+    def partition(clusters: list[str]) -> list[int]:
+        return [clusters.index(cluster) for cluster in clusters]
+
+    assert partition(mix.clusters_of(marked)) == partition([f"{text}é" for text in letters])
+    assert partition(mix.clusters_of(prompts)) == partition([key or f" {text}" for key, text in zip(letters, values, strict=True)])
+
+
+def test_case_punctuation_spacing_and_compatibility_forms_do_not_make_another_cluster():
+    same = ["Hello,  World!", "hello world", "ＨＥＬＬＯ world", "hello\u200b world…"]
+    assert len(set(mix.clusters_of(pl.Series(same)))) == 1
+    assert len(set(mix.clusters_of(pl.Series(["नमस्ते", "नमसत", "नमस्ते दुनिया"])))) == 3
+
+
 def test_prompts_without_a_letter_are_not_one_cluster():
     splits = split_of(frame([pair("?" * n, "x", "y") for n in range(1, 60)]))
     assert set(splits.values()) == {"train", "test"}

@@ -121,7 +121,7 @@ def seed_data_sets(loopback_hub: LoopbackHub) -> LoopbackHub:
     questions = [f"What is the answer to question {number}?" for number in range(20)]
     right, wrong = ([f"The {word} answer is {number}." for number in range(20)] for word in ("right", "wrong"))
     orca = {"system": [""] * 20, "question": questions, "chosen": right, "rejected": wrong}
-    orca["question"][19], orca["chosen"][19], orca["rejected"][19] = questions[0], right[0], wrong[0]
+    orca = {column: [*values[:19], values[0]] for column, values in orca.items()}
     loopback_hub.commit("Intel/orca_dpo_pairs", {"README.md": b"# Orca", "orca_rlhf.jsonl": json_lines(orca)})
     ratings = {"chosen_avg_rating": [4.5] * 20, "rejected_avg_rating": [4.5, 4.5, *[2.0] * 18]}
     pairs = {

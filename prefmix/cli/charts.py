@@ -97,8 +97,8 @@ def _cells(bins: int) -> int:
 def grid(*columns: str, header: bool = False) -> Table:
     """A table without lines.
 
-    A column's name starts with `>` to align it right, with `*` to let it wrap, with `~` to let its cells (made with
-    `clipped`) be cut before any other column is.
+    A column's name starts with `>` to align it right, with `*` to let it wrap, with `~` to let its cells (bars, or made
+    with `clipped`) be cut before any other column is.
     """
     table = Table(box=None, show_header=header, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:

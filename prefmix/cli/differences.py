@@ -104,7 +104,7 @@ def _by_reason(table: pl.DataFrame, style: str) -> RenderableType:
     counts = table.group_by("reason", "source", "cause").agg(rows=pl.col("copies").sum())
     counts = counts.sort("rows", "reason", "source", descending=[True, False, False])
     total = int(counts["rows"].sum())
-    page = grid("reason", "source", "because of", ">rows", "", header=True)
+    page = grid("reason", "source", "because of", ">rows", "~", header=True)
     for reason, source, cause, rows in counts.select("reason", "source", "cause", "rows").rows():
         bar = Bar(rows, total, style, 20, thin=True)
         page.add_row(reason, Text(source), Text(_CAUSES[cause], "dim"), Text(f"{rows:,}", style), bar)

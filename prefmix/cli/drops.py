@@ -20,7 +20,7 @@ def counts_page(mixture: Mixture, counts: pl.DataFrame) -> RenderableType:
         by_reason.setdefault(reason, {})[source] = rows
     totals = {reason: sum(sources.values()) for reason, sources in by_reason.items()}
     dropped, read = sum(totals.values()), mixture.funnel[0]["out"]
-    table = grid("", ">rows", ">of read", "", "~", header=True)
+    table = grid("", ">rows", ">of read", "~", "~", header=True)
     for reason, rows in by_count(totals):
         sources = ", ".join(f"{source} {count:,}" for source, count in by_count(by_reason[reason]))
         share = Text(percent(rows, read), "dim")

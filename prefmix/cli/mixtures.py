@@ -210,16 +210,14 @@ def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
     """
     import sys
 
-    from prefmix.cli.charts import size
-    from prefmix.inspect import size_bytes
-    from prefmix.store import Store, open_mixture
+    from prefmix.store import Store
 
-    opened = open_mixture(mixture, store)
+    opened, rows = _to_remove(mixture, store)
     home = opened.folder.resolve().parent
     entry = Store(home.parent).versions(opened.name).get(opened.version) if home.name == opened.name else None
     if entry is None or entry["build"] != opened.build:
         raise UsageError(f"{opened.folder} is a mixture that no store knows: delete the folder yourself.")
-    what = f"{opened} ({opened.funnel[-1]['out']:,} rows, {size(size_bytes(opened.folder))}): {opened.folder}"
+    what = f"{opened} ({rows}): {opened.folder}"
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"rm {mixture} would remove {what}. Give --yes to do it.")
@@ -230,6 +228,27 @@ def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
     Store(home.parent).remove(opened)
     if not quiet:
         err().print(_text(f"Removed {what}"), soft_wrap=True)
+
+
+def _to_remove(reference: str, store: str | None) -> tuple[Mixture, str]:
+    """The mixture that a reference means and how large it is; one that is damaged is known by its label alone."""
+    from prefmix.cli.charts import size
+    from prefmix.inspect import size_bytes
+    from prefmix.mixture import Mixture, Unreadable
+    from prefmix.store import Store, open_mixture
+
+    try:
+        opened = open_mixture(reference, store)
+        return opened, f"{opened.funnel[-1]['out']:,} rows, {size(size_bytes(opened.folder))}"
+    except Unreadable:
+        shelf = Store(store)
+        name, _, label = reference.partition("@")
+        versions = shelf.versions(name)
+        label = label or next(reversed(versions), "")
+        if label not in versions:
+            raise
+        manifest = {"name": name, "version": label, "build": versions[label]["build"]}
+        return Mixture(shelf.root / name / manifest["build"], manifest), "damaged"
 
 
 def _open(reference: str, store: str | None) -> Mixture:

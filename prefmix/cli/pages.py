@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from prefmix.cli.charts import Bar, Histogram, Trimmed, axis, grid, percent, size, when
+from prefmix.cli.charts import Bar, Histogram, Trimmed, axis, clipped, grid, percent, size, when
 
 if TYPE_CHECKING:
     from prefmix.inspect import Listed
@@ -33,7 +33,7 @@ def funnel_page(manifest: Manifest) -> RenderableType:
     funnel = manifest["funnel"]
     read, kept = funnel[0]["out"], funnel[-1]["out"]
     lost = sum(count for stage in funnel for count in stage["dropped"].values())
-    table = grid("", ">rows", ">of read", "")
+    table = grid("", ">rows", ">of read", "~")
     table.add_row("read", f"{read:,}", "", Bar(read, read))
     for number, stage in enumerate(funnel[1:], 2):
         for reason, count in by_count(stage["dropped"]):
@@ -57,7 +57,7 @@ def sources_page(manifest: Manifest, rows: Mapping[str, int] | None = None) -> R
     sources = manifest["sources"]
     rows = rows or {name: entry["kept"] for name, entry in sources.items()}
     total = sum(rows.values())
-    table = grid("source", ">read", ">kept", ">", ">of the mixture", "", ">dropped", header=True)
+    table = grid("source", ">read", ">kept", ">", ">of the mixture", "~", ">dropped", header=True)
     origins = grid("", "*")
     for name, entry in sources.items():
         dropped, own = sum(entry["dropped"].values()), rows.get(name, 0)
@@ -75,7 +75,7 @@ def splits_page(manifest: Manifest) -> RenderableType:
     entries = [(subset, *item) for subset, splits in manifest["subsets"].items() for item in splits.items()]
     total = sum(entry["rows"] for *_, entry in entries)
     counted = any(entry.get("tokens") is not None for *_, entry in entries)
-    table = grid("subset", "split", ">rows", ">", *([">tokens"] if counted else []), "", header=True)
+    table = grid("subset", "split", ">rows", ">", *([">tokens"] if counted else []), "~", header=True)
     previous = ""
     for subset, split, entry in entries:
         tokens = [f"{entry['tokens']:,}" if entry.get("tokens") is not None else ""] if counted else []
@@ -126,11 +126,11 @@ def head_page(overview: Mapping[str, Any]) -> RenderableType:
 
 def lengths_page(lengths: Sequence[Mapping[str, Any]]) -> RenderableType:
     """A histogram for each part of each subset (`prefmix.inspect.Lengths`); the parts of a subset share one axis."""
-    table = grid("", "", "*")
+    table = grid("", "", "~")
     for number, each in enumerate(lengths):
         figures = f"median {each['median']:,}\np95 {each['p95']:,} · longest {each['longest']:,}"
         label = Text.assemble(f"{each['part']}\n", (each["subset"] if each["part"] == "messages" else "", "dim"))
-        table.add_row(label, Histogram(each["counts"]), Text(figures, "dim"))
+        table.add_row(label, Histogram(each["counts"]), clipped(figures, "dim"))
         if number + 1 == len(lengths) or lengths[number + 1]["subset"] != each["subset"]:
             table.add_row("", Text(axis(each["edges"]), "dim"), "")
     return Trimmed(table)
@@ -138,11 +138,11 @@ def lengths_page(lengths: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def list_page(found: Sequence[Listed]) -> RenderableType:
     """A line for each version, the name once."""
-    table = grid("mixture", "version", ">rows", "digest", "created", ">size", header=True)
+    table = grid("mixture", "version", ">rows", "~digest", "~created", ">size", header=True)
     previous = ""
     for each in found:
         name = Text("" if each.name == previous else each.name, "bold")
-        digest, created = Text(each.digest[:12], "dim"), when(each.created)
+        digest, created = clipped(each.digest[:12], "dim"), clipped(when(each.created))
         if each.problem:
             table.add_row(name, each.version, Text("broken", "red"), digest, created, "")
         else:
@@ -209,7 +209,7 @@ def _seen(entry: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def _length_bias(audit: Mapping[str, Any]) -> Table:
-    table = grid("source", ">chosen is longer", "", ">chosen, mean", ">rejected, mean", header=True)
+    table = grid("source", ">chosen is longer", "~", ">chosen, mean", ">rejected, mean", header=True)
     for name, entry in audit.items():
         if bias := entry.get("length_bias"):
             longer = bias["chosen_longer"]
