@@ -114,7 +114,7 @@ def test_a_limit_gives_a_first_look_at_some_rows(prefmix: Callable[..., Said], t
     assert "a look at 20 rows of each source: nothing was written" in said.lines[0]
     assert "read 60" in " ".join(said.out.split())
     assert len(re.findall(r"^[0-9a-f]{12}  ", said.out, re.MULTILINE)) == 2
-    assert f"prefmix build {QUICKSTART} --set splits.test=0.5  write it" in said.out
+    assert f"  prefmix build {QUICKSTART} --set splits.test=0.5" in said.out
     assert list(tmp_path.iterdir()) == []
 
 

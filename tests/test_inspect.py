@@ -276,6 +276,14 @@ def test_a_source_that_has_changed_gives_the_rows_it_still_has(moved):
     assert {each.entry["source_row"]: each.row is not None for each in dropped} == {14: False, 56: True, 69: True}
 
 
+def test_rows_that_do_not_fit_their_format_have_evidence_and_no_texts(moved):
+    shutil.rmtree(moved.folder.parents[2] / "recipes/quickstart")  # nothing is read for them
+    dropped, problems = inspect.dropped_rows(moved, inspect.sample_drops(moved, ["source/invalid"], 10))
+    assert problems == []
+    assert [each.row for each in dropped] == [None] * 4
+    assert all(inspect.evidence(each.entry["reason"], each.entry["detail"]) for each in dropped)
+
+
 # One row
 
 
@@ -433,6 +441,23 @@ def test_a_renamed_file_is_not_one_removed_and_one_added(versions, v1, tmp_path)
         ("renamed", "quickstart/orca.jsonl", "quickstart/pairs.jsonl")
     ]
     assert found.is_empty
+
+
+def test_copies_with_other_scores_are_told_apart(tmp_path):
+    recipe = tmp_path / "m.toml"
+    recipe.write_text('name = "m"\n[sources.a]\npath = "a.jsonl"\n[dedupe]\nexact = "off"\n')
+
+    def version(*chosen_scores: float) -> Mixture:
+        row = {"instruction": "q", "chosen_response": "x", "rejected_response": "y", "rejected_avg_rating": 1.0}
+        lines = [json.dumps(row | {"chosen_avg_rating": score}) for score in chosen_scores]
+        (tmp_path / "a.jsonl").write_text("\n".join(lines))
+        return build(recipe, store=tmp_path / "store")
+
+    one, other, more = version(2.0, 3.0), version(2.0, 4.0), version(2.0, 3.0, 4.0)
+    assert diff(one, other).changed["columns"].to_list() == [["chosen_score"]]
+    assert diff(one, other).came.is_empty()
+    assert diff(one, more).changed.is_empty()
+    assert diff(one, more).came.select("copies", "reason").rows() == [(1, MORE)]
 
 
 RECIPE = '[sources.a]\npath = "a.jsonl"\n\n[sources.b]\npath = "b.jsonl"\n'

@@ -12,6 +12,7 @@ shipped   the recipes and data cards that come with prefmix
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 from prefmix import files, recipe, sources
 from prefmix.errors import SourceError
 from prefmix.sources.match import union
-from prefmix.starter.groups import grouped, plain_name
+from prefmix.starter.groups import Origin, grouped, plain_name
 from prefmix.starter.lines import Found, LeftOut, one_line, recipe_lines, toml
 from prefmix.starter.nearest import nearest_formats
 from prefmix.starter.shipped import DataCard, data_cards, shipped_files
@@ -51,11 +52,11 @@ def starter_recipe(data: Sequence[str], folder: Path, name: str | None = None) -
     left_out: list[LeftOut] = []
     for group in grouped(data, root):
         title = _free(group.title, [each.name for each in (*found, *left_out)])
-        spec = recipe.Source.model_validate(dict(group.origin))
+        spec = recipe.Source.model_validate(_from_anywhere(group.origin, root))
         try:
             source = sources.resolve(title, spec, root)
         except SourceError as error:
-            left_out.append(_left_out(title, spec, root, str(error)))
+            left_out.append(_left_out(title, group.origin, spec, root, str(error)))
         else:
             found.append(Found(title, group.origin, source, group.beside))
     if not found:
@@ -66,16 +67,23 @@ def starter_recipe(data: Sequence[str], folder: Path, name: str | None = None) -
     return Starter(name, "\n".join(recipe_lines(name, found, left_out)) + "\n", tuple(found), tuple(left_out))
 
 
+def _from_anywhere(origin: Origin, root: Path) -> dict[str, str | list[str]]:
+    """The same with absolute paths: the folder of a recipe that is not written yet need not exist."""
+    if "path" not in origin:
+        return dict(origin)
+    paths = [origin["path"]] if isinstance(origin["path"], str) else origin["path"]
+    return {"path": [os.path.normpath(root / path) for path in paths]}
+
+
 def _free(title: str, taken: Sequence[str]) -> str:
     """The name, with a number where it is taken (`tokenizer` names a revision in a resolved recipe)."""
     names = (title, *(f"{title}_{number}" for number in range(2, len(taken) + 3)))
     return next(name for name in names if name not in taken and name != "tokenizer")
 
 
-def _left_out(name: str, spec: recipe.Source, root: Path, error: str) -> LeftOut:
+def _left_out(name: str, origin: Origin, spec: recipe.Source, root: Path, error: str) -> LeftOut:
     """Why data is no source: for readable files without a format, their columns and what comes nearest."""
     reason = error.removeprefix(f"source {name}: ")
-    origin = {"path": spec.path} if spec.path is not None else {"hub": spec.hub or ""}
     if spec.path is None:
         return LeftOut(name, origin, reason)
     try:

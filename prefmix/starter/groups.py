@@ -11,6 +11,8 @@ from pathlib import Path
 
 from prefmix import files
 from prefmix.errors import SourceError
+from prefmix.mixture import MANIFEST
+from prefmix.schema import KINDS
 
 #: `path` or `hub` of a source, as the recipe has it.
 Origin = Mapping[str, str | list[str]]
@@ -50,7 +52,11 @@ def grouped(data: Sequence[str], root: Path) -> list[Group]:
         elif _is_hub_name(each, path):
             groups[each] = Group(plain_name(each.rpartition("/")[2]), {"hub": each})
         else:
-            groups |= {str(group.origin): group for group in _below(each, root)}
+            subsets = [
+                f"{each.rstrip('/')}/{kind}" for kind in KINDS if (path / MANIFEST).is_file() and (path / kind).is_dir()
+            ]
+            for below in subsets or [each]:
+                groups |= {str(group.origin): group for group in _below(below, root)}
     return list(groups.values())
 
 
