@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,25 +78,27 @@ def curate(planned: Plan, limit: int | None = None, progress: Progress = _silent
         limits = filters.in_tokens(recipe.filter, kind)
         return mark(count_tokens(marked, kind), limits) if limits else marked
 
-    def mixed(kind: Kind) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, Any]]:
-        audited = audit.report(rows[kind], recipe.filter, kind)
+    def audited(kind: Kind) -> dict[str, Any]:
+        return audit.report(rows[kind], recipe.filter, kind)
+
+    def mixed(kind: Kind) -> tuple[pl.DataFrame, pl.DataFrame]:
         sampled = mix.sample(rows[kind], kind, recipe.sources, shares, recipe.seed)
         kept = mix.split(sampled, kind, recipe.splits, recipe.seed)
         if planned.tokenizer and "prompt_tokens" not in kept.columns:
             kept = count_tokens(kept, kind)
-        return sampled, kept, audited
+        return sampled, kept
 
     read = _read(planned, limit, progress)
     rows = _side_by_side("filter", filtered, read, progress)
     progress("dedupe", 0, 1)
     rows = dedupe.exact(rows, recipe.dedupe)
     progress("dedupe", 1, 1)
-    results = _side_by_side("mix", mixed, rows, progress)
+    results = _side_by_side("mix", lambda job: job[0](job[1]), product((mixed, audited), rows), progress)
     curated = Curated(
         planned,
-        rows={kind: sampled for kind, (sampled, _, _) in results.items()},
-        kept={kind: kept for kind, (_, kept, _) in results.items()},
-        audit={source: entry for _, _, audited in results.values() for source, entry in audited.items()},
+        rows={kind: results[mixed, kind][0] for kind in rows},
+        kept={kind: results[mixed, kind][1] for kind in rows},
+        audit={source: entry for kind in rows for source, entry in results[audited, kind].items()},
     )
     _check(read, curated)
     return curated

@@ -23,7 +23,8 @@ _RANK_DESCENDING = [False, True, False, False, False, False]
 def exact(rows: dict[Kind, pl.DataFrame], settings: Dedupe) -> dict[Kind, pl.DataFrame]:
     """Marks the rows that repeat another one, with the survivor in `kept_id`."""
     rows = {kind: frame.with_row_index("_index") for kind, frame in rows.items()}
-    keys = {kind: _keys(frame.filter(ALIVE), kind) for kind, frame in rows.items()}
+    lazy = [_keys(frame.filter(ALIVE), kind) for kind, frame in rows.items()]
+    keys = dict(zip(rows, pl.collect_all(lazy), strict=True))
     if settings.exact != "off":
         for kind in rows:
             keys[kind], rows[kind] = _drop_beyond(keys[kind], rows[kind], _PAIR, 1, "dedupe/pair")
@@ -47,7 +48,7 @@ _CHOSEN = ("chosen_a", "chosen_b")
 _PAIR = ("pair_a", "pair_b")
 
 
-def _keys(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+def _keys(rows: pl.DataFrame, kind: Kind) -> pl.LazyFrame:
     """Rows as hashes, in the order of their rank."""
     if kind == "preference":
         answers, best = [contents("chosen"), contents("rejected")], contents("chosen")
@@ -72,7 +73,6 @@ def _keys(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
         .with_columns(margin=pl.col("chosen_score") - pl.col("rejected_score"))
         .select("_index", *RANK, *_PROMPT, *_CHOSEN, *_PAIR)
         .sort(RANK, descending=_RANK_DESCENDING, nulls_last=True)
-        .collect()
     )
 
 

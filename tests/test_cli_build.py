@@ -266,7 +266,7 @@ def test_progress_is_drawn_on_a_terminal_and_gone_afterwards(tmp_path: Path, no_
     os.close(master)
     assert process.returncode == 0
     assert b"\x1b" not in out
-    assert b"finding the inputs" in shown
+    assert b"looking at the inputs" in shown
     assert b"reading" in shown
     assert shown.rstrip().endswith((b"\x1b[?25h", b"\x1b[2K"))  # the cursor is back, the lines are cleared
     assert (re.search(rb"\x1b\[[0-9;]*3[0-9]m", shown) is None) == bool(no_color)

@@ -101,7 +101,7 @@ class _Shelf:
         self._staged: Path | None = None
 
     def build(self, recipe: str, overrides: Sequence[str], progress: Progress) -> tuple[Plan, Mixture]:
-        planned = _planned(recipe, overrides)
+        planned = _planned(recipe, overrides, progress)
         from prefmix.build import built, curate, publish
 
         store = self._store()
@@ -141,15 +141,19 @@ class _Shelf:
         return Noting(self._root)
 
 
-def _planned(recipe: str, overrides: Sequence[str]) -> Plan:
+def _planned(recipe: str, overrides: Sequence[str], progress: Progress) -> Plan:
     checked = read_recipe(recipe, overrides)
     from prefmix.plan import plan
 
-    return plan(checked)
+    if not any(source.hub for source in checked.sources.values()):
+        progress("plan", 0, 1)
+    planned = plan(checked)
+    progress("plan", 1, 1)
+    return planned
 
 
 def _curated(recipe: str, overrides: Sequence[str], limit: int | None, progress: Progress) -> Curated:
-    planned = _planned(recipe, overrides)
+    planned = _planned(recipe, overrides, progress)
     from prefmix.build import curate
 
     return curate(planned, limit, progress)

@@ -18,6 +18,7 @@ Progress = Callable[[str, int, int], None]
 
 #: What a stage is called on the screen, and what it counts ("" = nothing that means something to a reader).
 _STAGES = {
+    "plan": ("looking at the inputs", ""),
     "read": ("reading", "sources"),
     "filter": ("filtering", ""),
     "tokens": ("counting tokens", "texts"),
@@ -96,17 +97,20 @@ def _shown(bars: bool) -> Generator[Progress]:
         rich_progress.TextColumn("[dim]{task.fields[counted]}"),
         rich_progress.TimeElapsedColumn(),
     )
-    with rich_progress.Progress(*columns, console=console, transient=True) as display:
-        finding = display.add_task("finding the inputs".ljust(_WIDEST), total=None, counted="")
-        tasks: dict[tuple[str, int], rich_progress.TaskID] = {}
+    display = rich_progress.Progress(*columns, console=console, transient=True)
+    tasks: dict[tuple[str, int], rich_progress.TaskID] = {}
 
-        def show(stage: str, done: int, total: int) -> None:
-            display.update(finding, visible=False)
-            label, unit = _STAGES[stage]
-            key = (stage, threading.get_ident())  # a stage may work on two subsets at once
-            if key not in tasks:
-                tasks[key] = display.add_task(label.ljust(_WIDEST), total=total, counted="")
-            counted = f"{done:,} of {total:,} {unit}" if unit else ""
-            display.update(tasks[key], completed=done, total=total, counted=counted)
+    def show(stage: str, done: int, total: int) -> None:
+        display.start()  # only now: downloads that come before it have bars of their own
+        label, unit = _STAGES[stage]
+        key = (stage, threading.get_ident())  # a stage may work on two subsets at once
+        if key not in tasks:
+            tasks[key] = display.add_task(label.ljust(_WIDEST), total=None, counted="")
+        counted = f"{done:,} of {total:,} {unit}" if unit else ""
+        known = total if done or unit else None  # of one piece of work nobody knows how far it is
+        display.update(tasks[key], completed=done, total=known, counted=counted)
 
+    try:
         yield show
+    finally:
+        display.stop()
