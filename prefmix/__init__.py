@@ -1,9 +1,9 @@
 """prefmix: preference and SFT data sets, curated into versioned, explainable mixtures.
 
-    mixture = prefmix.build("recipe.toml")
-    mixture.scan("preference", "train")     # a Polars LazyFrame
-    mixture.dataset_dict("preference")      # a datasets.DatasetDict
-    mixture.drops                           # why rows are not in it
+mixture = prefmix.build("recipe.toml")
+mixture.scan("preference", "train")     # a Polars LazyFrame
+mixture.dataset_dict("preference")      # a datasets.DatasetDict
+mixture.drops                           # why rows are not in it
 """
 
 from __future__ import annotations

@@ -48,7 +48,11 @@ def report(rows: pl.DataFrame, settings: Filter, kind: Kind) -> dict[str, dict[s
             margin.count().alias("scored"),
             *(
                 getattr(score, statistic)().alias(f"{name}_{statistic}")
-                for name, score in (("chosen", pl.col("chosen_score")), ("rejected", pl.col("rejected_score")), ("margin", margin))
+                for name, score in (
+                    ("chosen", pl.col("chosen_score")),
+                    ("rejected", pl.col("rejected_score")),
+                    ("margin", margin),
+                )
                 for statistic in ("min", "median", "max")
             ),
         ]

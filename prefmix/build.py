@@ -1,12 +1,12 @@
 """From a recipe to a mixture: the stages in their order.
 
-    read, where, split                      sources
-    validity, injection, filters            filters
-    exact duplicates                        dedupe
-    take, shares, repeat                    mix
-    splits by cluster of prompts            mix
-    token counts                            tokens
-    rendering, writing, manifest, card      manifest, mixture
+read, where, split                      sources
+validity, injection, filters            filters
+exact duplicates                        dedupe
+take, shares, repeat                    mix
+splits by cluster of prompts            mix
+token counts                            tokens
+rendering, writing, manifest, card      manifest, mixture
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from prefmix.recipe import Mix, Recipe, load_recipe
 from prefmix.schema import KINDS, NO_CHANGES, Kind
 from prefmix.store import Store
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -93,7 +94,7 @@ def curate(planned: Plan, limit: int | None = None, progress: Progress = _silent
     progress("dedupe", 0, 1)
     rows = dedupe.exact(rows, recipe.dedupe)
     progress("dedupe", 1, 1)
-    results = _side_by_side("mix", lambda job: job[0](job[1]), product((mixed, audited), rows), progress)
+    results = _side_by_side("mix", _run, product((mixed, audited), rows), progress)
     curated = Curated(
         planned,
         rows={kind: results[mixed, kind][0] for kind in rows},
@@ -143,6 +144,11 @@ def _side_by_side(stage: str, work: Callable[[K], V], keys: Iterable[K], progres
     return done
 
 
+def _run(job: tuple[Callable[[Kind], Any], Kind]) -> Any:
+    work, kind = job
+    return work(kind)
+
+
 def _count_tokens(planned: Plan, progress: Progress, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     """The rows with token counts, null for those that are dropped."""
     assert planned.tokenizer is not None
@@ -154,7 +160,11 @@ def _count_tokens(planned: Plan, progress: Progress, rows: pl.DataFrame, kind: K
 
 def _check(read: Mapping[Kind, pl.DataFrame], curated: Curated) -> None:
     def by_source(frames: Iterable[pl.DataFrame]) -> dict[str, int]:
-        return {source: rows for frame in frames for source, rows in frame.group_by(pl.col("source").cast(pl.String)).len().rows()}
+        return {
+            source: rows
+            for frame in frames
+            for source, rows in frame.group_by(pl.col("source").cast(pl.String)).len().rows()
+        }
 
     dropped = {source: sum(reasons.values()) for source, reasons in curated.dropped().items()}
     check_conservation(by_source(read.values()), by_source(curated.kept.values()), dropped)

@@ -46,7 +46,11 @@ def card(manifest: Mapping[str, Any]) -> str:
     front: dict[str, Any] = {"pretty_name": name, "license": licence if licence in STRICTNESS else UNKNOWN}
     if licence not in (*STRICTNESS, UNKNOWN):
         front |= {"license": "other", "license_name": licence}
-    front["tags"] = ["prefmix", *(["dpo", "preference"] if "preference" in subsets else []), *(["sft"] if "sft" in subsets else [])]
+    front["tags"] = [
+        "prefmix",
+        *(["dpo", "preference"] if "preference" in subsets else []),
+        *(["sft"] if "sft" in subsets else []),
+    ]
     front["configs"] = [
         {
             "config_name": subset,
@@ -75,17 +79,27 @@ def card(manifest: Mapping[str, Any]) -> str:
         _table(
             ["source", "from", "revision", "licence", "read", "kept", "dropped"],
             [
-                [source, entry.get("hub") or _paths(entry), (entry["revision"] or "")[:12], entry["licence"],
-                 f"{entry['read']:,}", f"{entry['kept']:,}", _reasons(entry["dropped"])]
+                [
+                    source,
+                    entry.get("hub") or _paths(entry),
+                    (entry["revision"] or "")[:12],
+                    entry["licence"],
+                    f"{entry['read']:,}",
+                    f"{entry['kept']:,}",
+                    _reasons(entry["dropped"]),
+                ]
                 for source, entry in manifest["sources"].items()
-            ],  # fmt: skip
+            ],
         ),
         "Every row that was read is either here or in `drops/drops.parquet` with its reason; rows that were changed "
         "(swapped, stripped of special tokens) are in `drops/changes.parquet`.",
         "## From rows read to rows kept",
         _table(
             ["stage", "in", "dropped", "out"],
-            [[stage["stage"], f"{stage['in']:,}", _reasons(stage["dropped"]), f"{stage['out']:,}"] for stage in manifest["funnel"]],
+            [
+                [stage["stage"], f"{stage['in']:,}", _reasons(stage["dropped"]), f"{stage['out']:,}"]
+                for stage in manifest["funnel"]
+            ],
         ),
         *_reported(manifest["audit"]),
         "## How to load it",
@@ -105,7 +119,10 @@ def _paths(entry: Mapping[str, Any]) -> str:
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1])) or "none"
+    return (
+        ", ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
+        or "none"
+    )
 
 
 def _reported(audit: Mapping[str, Any]) -> list[str]:

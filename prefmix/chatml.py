@@ -54,7 +54,9 @@ def parse(text: pl.Expr) -> pl.Expr:
     )
     last = pl.struct(role=lines.struct.field("field_0"), content=lines.struct.field("field_1").str.strip_suffix(END))
     pieces = text.str.split(START).list.slice(1)
-    messages = pl.concat_list(pieces.list.head(pieces.list.len() - 1).list.eval(turn), pieces.list.tail(1).list.eval(last))
+    messages = pl.concat_list(
+        pieces.list.head(pieces.list.len() - 1).list.eval(turn), pieces.list.tail(1).list.eval(last)
+    )
     clean = ~messages.list.eval(CONTENT.str.contains(END, literal=True) | ~ROLE.str.contains("^[a-z_]+$")).list.any()
     return pl.when((render(messages) == text) & clean).then(messages).otherwise(pl.lit(None, dtype=MESSAGES))
 
@@ -82,7 +84,9 @@ def with_system(rows: pl.DataFrame, kind: Kind, system: str) -> pl.DataFrame:
         return rows.with_columns(column.list.filter(ROLE != "system"))
     default = pl.lit([{"role": "system", "content": system}], dtype=MESSAGES)
     has_system = column.list.eval(ROLE == "system").list.any()
-    return rows.with_columns(pl.when(has_system | column.is_null()).then(column).otherwise(pl.concat_list(default, column)))
+    return rows.with_columns(
+        pl.when(has_system | column.is_null()).then(column).otherwise(pl.concat_list(default, column))
+    )
 
 
 def has_special_tokens(column: str) -> pl.Expr:

@@ -54,15 +54,18 @@ class _ColumnDigest:
 
     def update(self, array: pa.Array) -> None:
         kind = array.type
-        self._validity.update(np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=np.uint8))
+        self._validity.update(array.is_valid().to_numpy(zero_copy_only=False).astype(np.uint8).tobytes())
         if pa.types.is_string(kind):
             values = pc.fill_null(array, "") if array.null_count else array
-            offsets = np.frombuffer(values.buffers()[1], dtype=np.int32)[values.offset : values.offset + len(values) + 1]
-            self._lengths.update(np.diff(offsets).astype("<i8"))
+            offsets = np.frombuffer(values.buffers()[1], dtype=np.int32)[
+                values.offset : values.offset + len(values) + 1
+            ]
+            self._lengths.update(np.diff(offsets).astype("<i8").tobytes())
             if len(values) and values.buffers()[2] is not None:
                 self._values.update(memoryview(values.buffers()[2])[offsets[0] : offsets[-1]])
         elif pa.types.is_list(kind):
-            self._lengths.update(pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype("<i8"))
+            lengths = pc.call_function("list_value_length", [array])
+            self._lengths.update(pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype("<i8").tobytes())
             self._children["item"].update(array.flatten())
         elif pa.types.is_struct(kind):
             for child, values in zip(self._children.values(), array.flatten(), strict=True):
@@ -72,7 +75,7 @@ class _ColumnDigest:
             numbers = pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(width)
             if width == "<f8":
                 numbers = np.where(np.isnan(numbers), np.nan, numbers + 0.0)
-            self._values.update(np.ascontiguousarray(numbers))
+            self._values.update(numbers.tobytes())
 
     def summary(self) -> dict:
         hashes = {"validity": self._validity, "lengths": self._lengths, "values": self._values}

@@ -1,13 +1,13 @@
 """The errors that prefmix raises, each with the exit code that the command line gives it.
 
-    PrefmixError                1   an expected failure: says what, where and what to do
-    ├── RecipeError             2   the recipe (or a --set) is wrong; carries every problem found, with its line
-    ├── UsageError              2   a command or a call that cannot be meant
-    ├── SourceError             1   an input that cannot be read: names the file, the row and the remedy
-    ├── HubError                1   the Hub refused, is out of reach, or has no such repository or revision
-    ├── BuildError              1   the rows do not allow what the recipe asks for
-    ├── MixtureError            1   no such mixture, or one that fails verification
-    └── GateError               3   a quality gate was set and not passed
+PrefmixError                1   an expected failure: says what, where and what to do
+├── RecipeError             2   the recipe (or a --set) is wrong; carries every problem found, with its line
+├── UsageError              2   a command or a call that cannot be meant
+├── SourceError             1   an input that cannot be read: names the file, the row and the remedy
+├── HubError                1   the Hub refused, is out of reach, or has no such repository or revision
+├── BuildError              1   the rows do not allow what the recipe asks for
+├── MixtureError            1   no such mixture, or one that fails verification
+└── GateError               3   a quality gate was set and not passed
 """
 
 from __future__ import annotations

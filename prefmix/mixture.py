@@ -23,7 +23,8 @@ from prefmix.schema import PARTS, Kind
 if TYPE_CHECKING:
     import datasets
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 FORMAT = 1
 MANIFEST = "mixture.json"
@@ -76,7 +77,9 @@ def rendered(rows: pl.DataFrame, kind: Kind, schema: pa.Schema) -> pa.RecordBatc
     return table.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema).combine_chunks().to_batches()[0]
 
 
-def write_split(folder: Path, kind: Kind, split: str, rows: pl.DataFrame, schema: pa.Schema) -> tuple[dict, SplitDigest]:
+def write_split(
+    folder: Path, kind: Kind, split: str, rows: pl.DataFrame, schema: pa.Schema
+) -> tuple[dict, SplitDigest]:
     """Writes ordered canonical rows as `<kind>/<split>-00000-of-00001.arrow`; gives the manifest's entry and the digest
     of the content. Batches are rendered by a few threads ahead of the one that hashes and writes them."""
     digest = SplitDigest(schema)
@@ -211,7 +214,10 @@ class Mixture:
 
         tables = {split: [str(path) for path in self._paths(subset, split)] for split in self._subset(subset)}
         return datasets.DatasetDict(
-            {split: datasets.concatenate_datasets([datasets.Dataset(_mapped(path)) for path in paths]) for split, paths in tables.items()}
+            {
+                split: datasets.concatenate_datasets([datasets.Dataset(_mapped(path)) for path in paths])
+                for split, paths in tables.items()
+            }
         )
 
     @property
@@ -242,7 +248,9 @@ class Mixture:
 
     def is_whole(self) -> bool:
         """Whether every file is there with its size: a quick look, where `verify` reads everything."""
-        files = [file for splits in self.manifest["subsets"].values() for entry in splits.values() for file in entry["files"]]
+        files = [
+            file for splits in self.manifest["subsets"].values() for entry in splits.values() for file in entry["files"]
+        ]
         files += self.manifest["records"]
         return all((p := self.folder / file["path"]).is_file() and p.stat().st_size == file["bytes"] for file in files)
 
@@ -294,5 +302,7 @@ def open_folder(folder: Path) -> Mixture:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise Unreadable(f"{folder / MANIFEST} cannot be read ({error}). Build the mixture again.") from error
     if newer:
-        raise MixtureError(f"{folder} has format {manifest['format']}, this prefmix reads up to {FORMAT}: upgrade prefmix.")
+        raise MixtureError(
+            f"{folder} has format {manifest['format']}, this prefmix reads up to {FORMAT}: upgrade prefmix."
+        )
     return Mixture(folder, manifest)

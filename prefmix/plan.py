@@ -46,11 +46,15 @@ def plan(recipe: Recipe) -> Plan:
         raise UsageError("\n".join(refused))
     found = {name: sources.resolve(name, source, recipe.root) for name, source in recipe.sources.items()}
     settings = recipe.format
-    tokenizer = tokens.load(settings.tokenizer, settings.tokenizer_revision, recipe.root) if settings.tokenizer else None
+    tokenizer = (
+        tokens.load(settings.tokenizer, settings.tokenizer_revision, recipe.root) if settings.tokenizer else None
+    )
     fingerprints = {name: source.fingerprints() for name, source in found.items()}
     for name, source in recipe.sources.items():
         if source.exclude:
-            fingerprints[f"sources.{name}.exclude"] = [(source.exclude, files.fingerprint(recipe.root / source.exclude))]
+            fingerprints[f"sources.{name}.exclude"] = [
+                (source.exclude, files.fingerprint(recipe.root / source.exclude))
+            ]
     if tokenizer:
         fingerprints["format.tokenizer"] = [("tokenizer.json", tokenizer.sha256)]
     return Plan(recipe, found, tokenizer, fingerprints)

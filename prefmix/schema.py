@@ -6,6 +6,7 @@ before the answers, `chosen` and `rejected` the answers (one assistant message e
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Literal
@@ -111,4 +112,4 @@ def _utf8(texts: pl.Series) -> Iterator[memoryview]:
     array = texts.to_arrow(compat_level=pl.CompatLevel.oldest())
     offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset : array.offset + len(array) + 1].tolist()
     data = memoryview(array.buffers()[2] or b"")
-    return (data[start:end] for start, end in zip(offsets, offsets[1:], strict=False))
+    return (data[start:end] for start, end in itertools.pairwise(offsets))

@@ -1,8 +1,8 @@
 """The store: where mixtures live, what their versions are called, and how a new one appears at once or not at all.
 
-    <store>/<name>/<build12>/       a mixture
-    <store>/<name>/versions.json    {"v1": {"build", "digest", "created"}, ...}
-    <store>/<name>/.staging-*/      a build under way; its lock file stands beside it while the process lives
+<store>/<name>/<build12>/       a mixture
+<store>/<name>/versions.json    {"v1": {"build", "digest", "created"}, ...}
+<store>/<name>/.staging-*/      a build under way; its lock file stands beside it while the process lives
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +54,9 @@ class Store:
         """The mixtures that have at least one version, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted(folder.name for folder in self.root.iterdir() if _NAME.fullmatch(folder.name) and self.versions(folder.name))
+        return sorted(
+            folder.name for folder in self.root.iterdir() if _NAME.fullmatch(folder.name) and self.versions(folder.name)
+        )
 
     def versions(self, name: str) -> dict[str, dict[str, str]]:
         """`{"v1": {"build", "digest", "created"}}` of the versions that are there, oldest first."""
@@ -66,15 +68,21 @@ class Store:
         if not versions:
             known = self.names()
             hint = f" It has: {', '.join(known)}." if known else " It is empty."
-            raise MixtureError(f"There is no mixture {name} in the store {self.root}.{hint} Run `prefmix build`, or give --store.")
+            raise MixtureError(
+                f"There is no mixture {name} in the store {self.root}.{hint} Run `prefmix build`, or give --store."
+            )
         if version is None:
             labels = [list(versions)[-1]]
         elif version in versions:
             labels = [version]
         elif version in (removed := self._labels(name)):
-            raise MixtureError(f"{name}@{version} was removed on {removed[version]['removed'][:10]}. It has: {', '.join(versions)}.")
+            raise MixtureError(
+                f"{name}@{version} was removed on {removed[version]['removed'][:10]}. It has: {', '.join(versions)}."
+            )
         else:
-            by_build = {entry["build"]: label for label, entry in versions.items() if version and _starts(entry, version)}
+            by_build = {
+                entry["build"]: label for label, entry in versions.items() if version and _starts(entry, version)
+            }
             labels = list(by_build.values())
         if len(labels) != 1:
             problem = f"could be {' or '.join(labels)}" if labels else "does not exist"
@@ -83,7 +91,7 @@ class Store:
         return Mixture(mixture.folder, {**mixture.manifest, "version": labels[0]})
 
     @contextmanager
-    def staging(self, name: str) -> Iterator[Path]:
+    def staging(self, name: str) -> Generator[Path]:
         """A new folder to write a mixture into; gone afterwards unless it was published. Folders that dead processes
         left behind are removed."""
         home = self.root / name
@@ -111,7 +119,14 @@ class Store:
         target = home / build
         with self._lock(name):
             labels = self._adopt_unlabelled(name)
-            label = next((label for label, entry in reversed(labels.items()) if entry["build"] == build and "removed" not in entry), None)
+            label = next(
+                (
+                    label
+                    for label, entry in reversed(labels.items())
+                    if entry["build"] == build and "removed" not in entry
+                ),
+                None,
+            )
             if label is not None and target.is_dir():
                 existing = _readable(target)
                 if existing and existing.is_whole():
@@ -132,7 +147,10 @@ class Store:
         """Removes one version. Its label stays taken: it never names other rows later."""
         with self._lock(mixture.name):
             labels = self._labels(mixture.name)
-            labels[mixture.version] = {**labels[mixture.version], "removed": datetime.now(UTC).isoformat(timespec="seconds")}
+            labels[mixture.version] = {
+                **labels[mixture.version],
+                "removed": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
             self._write_labels(mixture.name, labels)
             grave = mixture.folder.parent / f"{_STAGING}{token_hex(6)}"
             if mixture.folder.is_dir():  # somebody may have deleted it by hand
@@ -169,7 +187,7 @@ class Store:
         return labels
 
     @contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
+    def _lock(self, name: str) -> Generator[None]:
         (self.root / name).mkdir(parents=True, exist_ok=True)
         with FileLock(self.root / name / ".lock"):
             yield

@@ -84,7 +84,9 @@ def count(rows: pl.DataFrame, kind: Kind, loaded: LoadedTokenizer, progress: Pro
     preference: `prompt_tokens`, `chosen_tokens`, `rejected_tokens` (prompt + answer tokenised as one text, less the
     prompt); sft: `tokens` of the whole text, `prompt_tokens` of what stands before the last answer.
     """
-    prompt = pl.col("prompt") if kind == "preference" else pl.col("messages").list.head(pl.col("messages").list.len() - 1)
+    prompt = (
+        pl.col("prompt") if kind == "preference" else pl.col("messages").list.head(pl.col("messages").list.len() - 1)
+    )
     answers = {"chosen": "chosen", "rejected": "rejected"} if kind == "preference" else {"answer": "messages"}
     parts = rows.select(
         prompt.alias("prompt"),
@@ -134,7 +136,9 @@ def _whole(parts: pl.DataFrame, tokenizer: Tokenizer) -> pl.DataFrame:
         **{name: render_answer(pl.col(name)) for name in parts.columns if name != "prompt"},
     )
     counter = _HuggingFace(tokenizer)
-    prompt = np.concatenate([counter(batch["prompt"].to_list()) for batch in texts.iter_slices(_BATCH)] or [np.empty(0)])
+    prompt = np.concatenate(
+        [counter(batch["prompt"].to_list()) for batch in texts.iter_slices(_BATCH)] or [np.empty(0)]
+    )
     counts = {"prompt_tokens": prompt}
     for name in texts.columns[1:]:
         whole = [counter((batch["prompt"] + batch[name]).to_list()) for batch in texts.iter_slices(_BATCH)]

@@ -7,7 +7,9 @@ the same rules, write the dropped rows with their reasons to a ledger, report ru
 exact duplicates, assign splits by prompt, put the rows into an order by hash, render ChatML, count tokens when there is a
 tokenizer, write Arrow and hash the files. prefmix also gives evidence for each drop, the digest of the content and a card;
 the peer does not. Each side runs as a process of its own, in turn, and the medians are printed: wall time, and the peak of
-the resident memory, summed over the process and its children (RSS), beside the same with shared pages split (PSS). `--tokenizer` is a folder with a tokenizer.json (scripts/mistral_chatml_tokenizer.py makes the one of
+the resident memory, summed over the process and its children (RSS), beside the same with shared pages split (PSS).
+
+`--tokenizer` is a folder with a tokenizer.json (scripts/mistral_chatml_tokenizer.py makes the one of
 OpenHermes-2.5); with it, prefmix runs once with Hugging Face's tokenizers and once with gigatoken, if that is installed.
 """
 
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -42,24 +45,28 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--side", choices=["prefmix", "datasets"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--no-gigatoken", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.data.is_dir():
-        sys.exit(f"{options.data} is missing: give --data, the folder with orca_dpo_pairs/, ultrafeedback_binarized/, openhermes/")
+        sys.exit(
+            f"{options.data} is missing: give --data, the folder with orca_dpo_pairs/, ultrafeedback_binarized/, openhermes/"
+        )
     if options.side == "prefmix":
-        return run_prefmix(options.data, options.tokenizer, options.out)
+        return run_prefmix(options.data, options.tokenizer, options.out, options.no_gigatoken)
     if options.side == "datasets":
         return run_datasets(options.data, options.tokenizer, options.out)
     compare(options.data, options.tokenizer, options.runs)
 
 
 def compare(data: Path, tokenizer: Path | None, runs: int) -> None:
-    sides = [("datasets map/filter", "datasets", {}), ("prefmix", "prefmix", {"PREFMIX_TOKENIZER": "tokenizers"})]
+    sides = [("datasets map/filter", "datasets", []), ("prefmix", "prefmix", [])]
     if tokenizer:
-        sides.append(("prefmix, gigatoken", "prefmix", {}))
+        sides[1:] = [("prefmix, tokenizers", "prefmix", ["--no-gigatoken"])]
+        sides += [("prefmix, gigatoken", "prefmix", [])] if find_spec("gigatoken") else []
     found: dict[str, list[dict]] = {name: [] for name, _, _ in sides}
     for _ in range(runs):
-        for name, side, environment in sides:
-            found[name].append(measure(side, data, tokenizer, environment))
+        for name, side, extra in sides:
+            found[name].append(measure(side, data, tokenizer, extra))
     peer_wall = median(run["wall_s"] for run in found["datasets map/filter"])
     peer_memory = median(run["rss_mb"] for run in found["datasets map/filter"])
     head = ("rows in", "rows out", "wall s", "CPU s", "MB/s", "RSS MB", "PSS MB", "faster", "of its RSS")
@@ -72,15 +79,18 @@ def compare(data: Path, tokenizer: Path | None, runs: int) -> None:
     for name, runs_ in found.items():
         if stages := runs_[-1].get("stages"):
             whole = sum(stages.values())
-            print(f"\n{name}, share of each stage: " + ", ".join(f"{stage} {part / whole:.0%}" for stage, part in stages.items()))
+            print(
+                f"\n{name}, share of each stage: "
+                + ", ".join(f"{stage} {part / whole:.0%}" for stage, part in stages.items())
+            )
 
 
-def measure(side: str, data: Path, tokenizer: Path | None, environment: dict[str, str]) -> dict:
+def measure(side: str, data: Path, tokenizer: Path | None, extra: list[str]) -> dict:
     """One run as a process of its own, timed from outside from its start to its end."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--side", side, "--data", str(data), "--out", folder]
-        command += ["--tokenizer", str(tokenizer)] if tokenizer else []
-        full = {**os.environ, **environment, "HF_HOME": folder, "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+        command += [*extra, *(["--tokenizer", str(tokenizer)] if tokenizer else [])]
+        full = {**os.environ, "HF_HOME": folder, "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
         before = os.times()
         started = time.perf_counter()
         process = subprocess.Popen(command, env=full, stdout=subprocess.DEVNULL)
@@ -116,7 +126,7 @@ def memory_mb(pid: int) -> dict[str, float]:
     return total
 
 
-def run_prefmix(data: Path, tokenizer: Path | None, out: Path) -> None:
+def run_prefmix(data: Path, tokenizer: Path | None, out: Path, no_gigatoken: bool) -> None:
     lines = ['name = "bench"']
     for name, path in {**PAIRS, **CHATS}.items():
         lines += [f"[sources.{name}]", f"path = {json.dumps(str(data.resolve() / path))}"]
@@ -124,7 +134,11 @@ def run_prefmix(data: Path, tokenizer: Path | None, out: Path) -> None:
         lines += ["[format]", f"tokenizer = {json.dumps(str(tokenizer.resolve()))}"]
     (out / "bench.toml").write_text("\n".join(lines))
 
+    from prefmix import tokens
     from prefmix.build import build
+
+    if no_gigatoken:
+        setattr(tokens, "find_spec", lambda name: None)  # noqa: B010
 
     stages: dict[str, float] = {}
     since, current = time.perf_counter(), "start"
@@ -138,12 +152,19 @@ def run_prefmix(data: Path, tokenizer: Path | None, out: Path) -> None:
     mixture = build(out / "bench.toml", store=out / "store", progress=progress)
     progress("end", 1, 1)
     sources = mixture.manifest["sources"].values()
-    text = sum(file["bytes"] for splits in mixture.manifest["subsets"].values() for entry in splits.values() for file in entry["files"])
+    text = sum(
+        file["bytes"]
+        for splits in mixture.manifest["subsets"].values()
+        for entry in splits.values()
+        for file in entry["files"]
+    )
     report(out, sum(s["read"] for s in sources), sum(s["kept"] for s in sources), text, stages)
 
 
 def report(out: Path, read: int, kept: int, text_bytes: int, stages: dict[str, float] | None = None) -> None:
-    (out / "report.json").write_text(json.dumps({"read": read, "kept": kept, "text_mb": text_bytes / 1e6, "stages": stages}))
+    (out / "report.json").write_text(
+        json.dumps({"read": read, "kept": kept, "text_mb": text_bytes / 1e6, "stages": stages})
+    )
 
 
 def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
@@ -205,7 +226,10 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
         rows = len(batch["question" if "question" in batch else "instruction"])
         orca = "question" in batch
         system = batch.get("system") or [""] * rows
-        result: dict = {key: [] for key in ("id", "order", "prompt", "chosen", "rejected", "prompt_text", "reason", "flags", "chars")}
+        result: dict = {
+            key: []
+            for key in ("id", "order", "prompt", "chosen", "rejected", "prompt_text", "reason", "flags", "chars")
+        }
         for n in range(rows):
             user = batch["question" if orca else "instruction"][n]
             chosen, rejected = (batch[key if orca else f"{key}_response"][n] for key in ("chosen", "rejected"))
@@ -249,7 +273,10 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
         return {f"{name}_tokens": [len(encoding) for encoding in encodings] for name, encodings in encoded.items()}
 
     read = kept = text_bytes = 0
-    for subset, files, convert, contents in (("preference", PAIRS, pairs, ("chosen", "rejected")), ("sft", CHATS, chats, ("answer",))):
+    for subset, files, convert, contents in (
+        ("preference", PAIRS, pairs, ("chosen", "rejected")),
+        ("sft", CHATS, chats, ("answer",)),
+    ):
         parts = []
         for source, path in files.items():
             rows = datasets.load_dataset("parquet", data_files=str(data / path), split="train")
@@ -257,7 +284,9 @@ def run_datasets(data: Path, tokenizer: Path | None, out: Path) -> None:
             rows = rows.map(convert, batched=True, num_proc=PROCESSES, remove_columns=rows.column_names)
             parts.append(rows.add_column("source", [source] * len(rows)))
         whole = datasets.concatenate_datasets(parts)
-        dropped = whole.filter(lambda batch: [bool(reason) for reason in batch["reason"]], batched=True, num_proc=PROCESSES)
+        dropped = whole.filter(
+            lambda batch: [bool(reason) for reason in batch["reason"]], batched=True, num_proc=PROCESSES
+        )
         dropped.select_columns(["id", "source", "reason"]).to_parquet(out / f"{subset}-drops.parquet")
         whole = whole.filter(lambda batch: [not reason for reason in batch["reason"]], batched=True, num_proc=PROCESSES)
         seen: set[tuple] = set()

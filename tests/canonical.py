@@ -17,7 +17,9 @@ def turns(content: str | Turns, role: str) -> list[dict[str, str]]:
     return [{"role": role_, "content": text} for role_, text in content]
 
 
-def pair(prompt: str | Turns, chosen: str | Turns, rejected: str | Turns, scores: tuple = (None, None), source: str = "a") -> dict:
+def pair(
+    prompt: str | Turns, chosen: str | Turns, rejected: str | Turns, scores: tuple = (None, None), source: str = "a"
+) -> dict:
     return {
         "source": source,
         "prompt": turns(prompt, "user"),

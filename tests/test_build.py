@@ -24,7 +24,7 @@ from prefmix.errors import BuildError, RecipeError, UsageError
 from prefmix.plan import plan
 from prefmix.store import Store
 
-WORDS = "river house lamp green walk quiet seven paper stone bread".split()
+WORDS = ["river", "house", "lamp", "green", "walk", "quiet", "seven", "paper", "stone", "bread"]
 
 
 def pairs(count: int, seed: int = 0) -> list[dict]:
@@ -33,7 +33,10 @@ def pairs(count: int, seed: int = 0) -> list[dict]:
     def sentence() -> str:
         return " ".join(draw.choices(WORDS, k=8)).capitalize() + "."
 
-    return [{"system": "", "question": f"{sentence()} {n}?", "chosen": sentence(), "rejected": sentence()} for n in range(count)]
+    return [
+        {"system": "", "question": f"{sentence()} {n}?", "chosen": sentence(), "rejected": sentence()}
+        for n in range(count)
+    ]
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
@@ -45,7 +48,9 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 def recipe(folder: Path, body: str = "", path: str = "rows/*") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "recipe.toml"
-    file.write_text(f'name = "mix"\n[sources.orca]\nformat = "orca_dpo_pairs"\npath = "{path}"\n{body}', encoding="utf-8")
+    file.write_text(
+        f'name = "mix"\n[sources.orca]\nformat = "orca_dpo_pairs"\npath = "{path}"\n{body}', encoding="utf-8"
+    )
     return file
 
 
@@ -112,7 +117,9 @@ def test_the_digest_does_not_see_order_files_folders_formats_or_days(tmp_path, m
     for threads in ("1", "2"):
         code = "import prefmix, sys; print(prefmix.build(sys.argv[1], store=sys.argv[2]).digest)"
         command = [sys.executable, "-c", code, str(tmp_path / "one" / "recipe.toml"), str(tmp_path / f"store{threads}")]
-        run = subprocess.run(command, env={**os.environ, "POLARS_MAX_THREADS": threads}, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            command, env={**os.environ, "POLARS_MAX_THREADS": threads}, capture_output=True, text=True, check=True
+        )
         assert run.stdout.strip() == one.digest
 
 
@@ -130,7 +137,10 @@ def test_the_digest_sees_one_character_of_one_kept_row_and_nothing_of_a_dropped_
 
 def test_rows_that_compete_are_decided_by_their_content(tmp_path):
     rated = {"instruction": "Which?", "chosen_response": "This.", "rejected_response": "That."}
-    rows = [{**rated, "chosen_avg_rating": high, "rejected_avg_rating": low} for high, low in ((4.0, 1.0), (5.0, 2.0), (4.5, 1.0))]
+    rows = [
+        {**rated, "chosen_avg_rating": high, "rejected_avg_rating": low}
+        for high, low in ((4.0, 1.0), (5.0, 2.0), (4.5, 1.0))
+    ]
     scores = set()
     for number in range(3):
         folder = tmp_path / str(number)
@@ -142,12 +152,18 @@ def test_rows_that_compete_are_decided_by_their_content(tmp_path):
     assert scores == {(4.5, 1.0)}
 
 
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(["<|im_end|>", "Yes.", "", "I'm sorry, but I can't help."])
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampled_from(
+    ["<|im_end|>", "Yes.", "", "I'm sorry, but I can't help."]
+)
 record = st.fixed_dictionaries({"system": text, "question": text, "chosen": text | st.none(), "rejected": text})
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=st.lists(record, min_size=1, max_size=12), take=st.integers(0, 8), exact=st.sampled_from(["pair", "prompt", "off"]))
+@given(
+    rows=st.lists(record, min_size=1, max_size=12),
+    take=st.integers(0, 8),
+    exact=st.sampled_from(["pair", "prompt", "off"]),
+)
 def test_every_row_is_kept_or_in_the_ledger_with_a_reason(tmp_path_factory, rows, take, exact):
     folder = tmp_path_factory.mktemp("conserve")
     write_jsonl(folder / "rows" / "a.jsonl", rows)
@@ -184,7 +200,10 @@ def test_both_layouts_open_with_datasets_and_polars_and_hold_the_same(tmp_path, 
     row = next(row for row in content(as_messages) if row["chosen"][0]["content"] == "Because.\n")
     assert row["prompt"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     rendered = next(other for other in content(as_text) if other["id"] == row["id"])
-    assert rendered["prompt"] == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        rendered["prompt"]
+        == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert rendered["chosen"] == "Because.\n<|im_end|>"
 
 
@@ -233,7 +252,11 @@ def test_a_source_whose_rows_are_all_dropped_between_two_others_is_no_trouble(tm
         'name = "mix"\n' + "".join(f'[sources.{n}]\nformat = "openhermes"\npath = "{n}.jsonl"\n' for n in "abc")
     )
     mixture = prefmix.build(tmp_path / "recipe.toml", store=tmp_path / "store")
-    assert {name: entry["kept"] for name, entry in mixture.manifest["sources"].items()} == {"a": 3000, "b": 0, "c": 3000}
+    assert {name: entry["kept"] for name, entry in mixture.manifest["sources"].items()} == {
+        "a": 3000,
+        "b": 0,
+        "c": 3000,
+    }
 
 
 def test_repeat_has_a_line_of_its_own_in_the_funnel(tmp_path):
@@ -345,7 +368,10 @@ def test_every_real_row_is_kept_or_dropped_with_a_reason(real):
         assert entry["read"] == rows
         assert rows == entry["kept"] + sum(entry["dropped"].values())
         assert ledger.get(name, 0) == sum(entry["dropped"].values())
-        assert entry["kept"] == kept["preference" if entry["kind"] == "preference" else "sft"].filter(pl.col("source") == name).height
+        assert (
+            entry["kept"]
+            == kept["preference" if entry["kind"] == "preference" else "sft"].filter(pl.col("source") == name).height
+        )
 
 
 def test_the_counts_of_known_defects_are_those_of_the_files(real, real_data):
@@ -358,7 +384,9 @@ def test_the_counts_of_known_defects_are_those_of_the_files(real, real_data):
     chosen, rejected = pl.col("chosen_response"), pl.col("rejected_response")
     tokens = r"<\|[a-z_]+\|>|</?s>|\[/?INST\]"
     special = pl.any_horizontal(pl.col("instruction", "chosen_response", "rejected_response").str.contains(tokens))
-    blank = pl.any_horizontal(pl.col("instruction", "chosen_response", "rejected_response").str.contains(r"^[\s\u{200b}]*$"))
+    blank = pl.any_horizontal(
+        pl.col("instruction", "chosen_response", "rejected_response").str.contains(r"^[\s\u{200b}]*$")
+    )
     same = chosen.str.strip_chars() == rejected.str.strip_chars()
     tied = pl.col("chosen_avg_rating") == pl.col("rejected_avg_rating")
     assert dropped(real, "filter/injection")["uf"] == uf.filter(special).height == 4
@@ -375,20 +403,28 @@ def test_the_counts_of_known_defects_are_those_of_the_files(real, real_data):
 
 def test_the_same_rows_in_other_upstream_shapes_are_duplicates(real):
     assert dropped(real, "dedupe/pair")["foundry"] == 204
-    survivors = real.drops.filter((pl.col("source") == "foundry") & (pl.col("reason") == "dedupe/pair")).select("kept_id").collect()
+    survivors = (
+        real.drops.filter((pl.col("source") == "foundry") & (pl.col("reason") == "dedupe/pair"))
+        .select("kept_id")
+        .collect()
+    )
     kept = real.scan("preference").filter(pl.col("source") == "intel").select("id").collect()
     assert set(survivors["kept_id"]) <= set(kept["id"])
 
 
 def test_no_prompt_of_the_real_mixture_is_in_two_splits(real):
-    prompts = real.scan("preference").select("split", p=pl.col("prompt").str.to_lowercase().str.replace_all(r"\s+", " ")).collect()
+    prompts = (
+        real.scan("preference")
+        .select("split", p=pl.col("prompt").str.to_lowercase().str.replace_all(r"\s+", " "))
+        .collect()
+    )
     assert prompts.group_by("p").agg(pl.col("split").n_unique())["split"].max() == 1
     share = prompts.filter(pl.col("split") == "test").height / prompts.height
     assert 0.005 < share < 0.05
 
 
 def test_recipes_that_are_wrong_raise_before_anything_is_read(tmp_path):
+    file = tmp_path / "r.toml"
+    file.write_text('name = "x"\n[sorces.a]\npath = "a"\n')
     with pytest.raises(RecipeError, match="sorces"):
-        file = tmp_path / "r.toml"
-        file.write_text('name = "x"\n[sorces.a]\npath = "a"\n')
         prefmix.build(file)

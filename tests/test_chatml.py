@@ -17,8 +17,15 @@ TOKENS = [
 ]  # fmt: skip
 text = st.text(st.characters(exclude_categories=["Cs"]))
 # Texts that are nearly tokens, so that what is left after a removal can be one.
-near_tokens = st.lists(st.sampled_from([*TOKENS, "<|im_", "end|>", "<", "s>", "|>", "<|", "im_start", "a", "\n", " "]), max_size=8).map("".join)
-messages = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": text | near_tokens}), max_size=5)
+near_tokens = st.lists(
+    st.sampled_from([*TOKENS, "<|im_", "end|>", "<", "s>", "|>", "<|", "im_start", "a", "\n", " "]), max_size=8
+).map("".join)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": text | near_tokens}
+    ),
+    max_size=5,
+)
 
 
 def series(values: list) -> pl.DataFrame:
@@ -36,17 +43,25 @@ def test_a_conversation_renders_as_chatml_with_one_end_per_turn():
     )
 
 
-@given(messages, st.lists(st.fixed_dictionaries({"role": st.just("assistant"), "content": text}), min_size=1, max_size=2))
+@given(
+    messages, st.lists(st.fixed_dictionaries({"role": st.just("assistant"), "content": text}), min_size=1, max_size=2)
+)
 def test_rendering_and_parsing_are_inverse_on_every_clean_row(prompt, answer):
     if not is_clean(prompt) or not is_clean(answer):
         return
-    rows = pl.DataFrame({"p": [prompt], "a": [answer], "all": [prompt + answer]}, schema={"p": MESSAGES, "a": MESSAGES, "all": MESSAGES})
-    shown = rows.select(p=chatml.render_prompt(pl.col("p")), a=chatml.render_answer(pl.col("a")), all=chatml.render(pl.col("all")))
+    rows = pl.DataFrame(
+        {"p": [prompt], "a": [answer], "all": [prompt + answer]}, schema={"p": MESSAGES, "a": MESSAGES, "all": MESSAGES}
+    )
+    shown = rows.select(
+        p=chatml.render_prompt(pl.col("p")), a=chatml.render_answer(pl.col("a")), all=chatml.render(pl.col("all"))
+    )
     assert shown["p"].item().endswith("<|im_start|>assistant\n")
     assert shown["a"].item().endswith("<|im_end|>")
     assert shown["p"].item() + shown["a"].item() == shown["all"].item()
     assert shown["all"].item().count("<|im_end|>") == len(prompt) + len(answer)
-    parsed = shown.select(p=chatml.parse_prompt(pl.col("p")), a=chatml.parse_answer(pl.col("a")), all=chatml.parse(pl.col("all")))
+    parsed = shown.select(
+        p=chatml.parse_prompt(pl.col("p")), a=chatml.parse_answer(pl.col("a")), all=chatml.parse(pl.col("all"))
+    )
     assert parsed.to_dicts() == rows.to_dicts()
 
 

@@ -25,7 +25,13 @@ def survivors(rows: pl.DataFrame) -> list[tuple]:
 
 
 def test_the_earlier_source_wins_then_the_higher_margin():
-    rows = run([pair("q", "x", "y", (9.0, 1.0), "b"), pair("q", "x", "y", (2.0, 1.0), "a"), pair("q", "x", "y", (5.0, 1.0), "a")])
+    rows = run(
+        [
+            pair("q", "x", "y", (9.0, 1.0), "b"),
+            pair("q", "x", "y", (2.0, 1.0), "a"),
+            pair("q", "x", "y", (5.0, 1.0), "a"),
+        ]
+    )
     assert rows["reason"].to_list() == ["dedupe/pair", "dedupe/pair", None]
     assert set(rows["kept_id"].drop_nulls()) == {rows["id"][2]}
 

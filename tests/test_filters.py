@@ -43,7 +43,10 @@ def reports(row: dict, **settings) -> list[str]:
         (chat(("assistant", "Hello.")), "filter/roles"),
         (chat(("user", "Hi"), ("user", "Hi?"), ("assistant", "Hello.")), "filter/roles"),
         (chat(("user", "Hi"), ("system", "x"), ("assistant", "Hello.")), "filter/roles"),
-        (chat(("system", "x"), ("user", "1"), ("assistant", "2"), ("tool", "3"), ("tool", "4"), ("assistant", "5")), None),
+        (
+            chat(("system", "x"), ("user", "1"), ("assistant", "2"), ("tool", "3"), ("tool", "4"), ("assistant", "5")),
+            None,
+        ),
         (pair((("user", "a"), ("assistant", "b")), "c", "d"), "filter/roles"),
         (pair("Hi", (("user", "c"),), "d"), "filter/roles"),
         (pair("Name a river.", "The Nile.</s>", "No idea."), "filter/injection"),

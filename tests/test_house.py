@@ -59,11 +59,22 @@ def test_imports_go_down_only(path):
     assert not above, f"{room} imports from a floor above it: {above}"
 
 
-@pytest.mark.parametrize(("library", "room"), [("huggingface_hub", "hub"), ("torch", "train"), ("transformers", "train")])
+@pytest.mark.parametrize(
+    ("library", "room"), [("huggingface_hub", "hub"), ("torch", "train"), ("transformers", "train")]
+)
 def test_some_libraries_are_imported_in_one_room_only(library, room):
     def imports(path: Path) -> bool:
-        names = {alias.name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Import) for alias in node.names}
-        names |= {node.module or "" for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)}
+        names = {
+            alias.name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        names |= {
+            node.module or ""
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom)
+        }
         return any(name.split(".")[0] == library for name in names)
 
     assert {room_of(path) for path in rooms() if imports(path)} <= {room}
@@ -73,16 +84,30 @@ def test_only_the_command_line_prints_or_exits():
     for path in rooms():
         if room_of(path) in ("cli", "__main__"):
             continue
-        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)}
+        calls = {
+            ast.unparse(node.func)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+        }
         assert not calls & {"print", "exit", "sys.exit", "os._exit", "quit"}, path
 
 
 def test_the_public_names_are_these():
-    assert sorted(prefmix.__all__) == ["Mixture", "PrefmixError", "Recipe", "__version__", "build", "load_recipe", "open_mixture"]
+    assert sorted(prefmix.__all__) == [
+        "Mixture",
+        "PrefmixError",
+        "Recipe",
+        "__version__",
+        "build",
+        "load_recipe",
+        "open_mixture",
+    ]
     for name in prefmix.__all__:
         assert getattr(prefmix, name) is not None
 
 
 def test_importing_prefmix_does_not_import_polars():
     code = "import sys, prefmix; print([m for m in ('polars', 'pyarrow', 'datasets', 'pydantic') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

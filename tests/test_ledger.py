@@ -34,7 +34,9 @@ def test_a_condition_that_is_null_does_not_drop():
 def test_the_ledger_has_the_dropped_rows_with_the_contract_columns():
     written = ledger(mark(rows(), [Drop("filter/a", pl.col("n") == 2)]), "preference")
     assert dict(written.schema) == LEDGER
-    assert written.select("source", "source_row", "kind", "stage", "reason").rows() == [("a", 2, "preference", "filter", "filter/a")]
+    assert written.select("source", "source_row", "kind", "stage", "reason").rows() == [
+        ("a", 2, "preference", "filter", "filter/a")
+    ]
 
 
 def test_rows_read_equal_rows_kept_and_dropped():

@@ -14,7 +14,9 @@ NUMBERS = st.integers(0, 40)
 
 
 def rows(**counts: int) -> pl.DataFrame:
-    return frame([pair(f"{source}{n}", "yes", "no", source=source) for source, count in counts.items() for n in range(count)])
+    return frame(
+        [pair(f"{source}{n}", "yes", "no", source=source) for source, count in counts.items() for n in range(count)]
+    )
 
 
 def sources(**settings: dict) -> dict[str, Source]:
@@ -26,7 +28,7 @@ def sampled(frame_: pl.DataFrame, mix_: Mix | None = None, seed: int = 1, **sett
 
 
 def taken(result: pl.DataFrame) -> dict[str, int]:
-    return {id_: copies for id_, copies in result.filter(pl.col("copies") > 0).select("id", "copies").rows()}
+    return dict(result.filter(pl.col("copies") > 0).select("id", "copies").rows())
 
 
 def by_source(result: pl.DataFrame) -> dict[str, int]:
@@ -54,7 +56,11 @@ def test_a_fraction_takes_that_share_of_the_rows_that_are_alive_and_another_seed
     half = rows(a=40).with_columns(reason=pl.when(pl.int_range(pl.len()) < 20).then(pl.lit("filter/tie")))
     first = sampled(half, a={"take": 0.5})
     assert by_source(first.filter(pl.col("reason").is_null())) == {"a": 10}
-    assert first["reason"].value_counts().sort("reason").rows() == [(None, 10), ("filter/tie", 20), ("mix/not_sampled", 10)]
+    assert first["reason"].value_counts().sort("reason").rows() == [
+        (None, 10),
+        ("filter/tie", 20),
+        ("mix/not_sampled", 10),
+    ]
     assert taken(first) != taken(sampled(half, seed=2, a={"take": 0.5}))
 
 
@@ -101,7 +107,10 @@ def test_rows_with_the_same_normalised_prompt_are_in_the_same_split_in_both_subs
     assert 30 < list(pairs.values()).count("test") < 90
 
 
-texts = st.lists(st.text(st.characters(exclude_categories=["Cs"])) | st.text("aZ09 .,!-_\n\té’“…€\u00a0\u200b", max_size=30), max_size=8)
+texts = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"])) | st.text("aZ09 .,!-_\n\té’“…€\u00a0\u200b", max_size=30),
+    max_size=8,
+)
 
 
 @given(texts)
@@ -114,7 +123,9 @@ def test_the_way_for_ascii_gives_the_clusters_that_the_way_for_all_text_gives(va
         return [clusters.index(cluster) for cluster in clusters]
 
     assert partition(mix.clusters_of(marked)) == partition([f"{text}é" for text in letters])
-    assert partition(mix.clusters_of(prompts)) == partition([key or f" {text}" for key, text in zip(letters, values, strict=True)])
+    assert partition(mix.clusters_of(prompts)) == partition(
+        [key or f" {text}" for key, text in zip(letters, values, strict=True)]
+    )
 
 
 def test_case_punctuation_spacing_and_compatibility_forms_do_not_make_another_cluster():

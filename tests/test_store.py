@@ -14,7 +14,15 @@ from prefmix.store import Store, open_mixture
 
 def publish(store: Store, build: str, name: str = "mix", digest: str = "d" * 64):
     with store.staging(name) as folder:
-        manifest = {"format": 1, "name": name, "build": build, "digest": digest, "subsets": {}, "records": [], "funnel": []}
+        manifest = {
+            "format": 1,
+            "name": name,
+            "build": build,
+            "digest": digest,
+            "subsets": {},
+            "records": [],
+            "funnel": [],
+        }
         return store.publish(folder, manifest)
 
 
@@ -101,7 +109,9 @@ with Store({str(store.root)!r}).staging("mix") as folder:
     print(folder, flush=True)
     sys.stdin.read() or os._exit(9)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdin is not None
         assert other.stdout is not None
         folder = Path(other.stdout.readline().strip())

@@ -14,8 +14,15 @@ from prefmix.errors import SourceError
 from prefmix.recipe import Filter
 from prefmix.schema import CANONICAL
 
-CORPUS = ["user\nHello there, how are you today?", "assistant\nI am well, thank you.\n\n- one\n- two", "system\nBe brief. " * 3]
-CHATML = [AddedToken("<|im_start|>", special=True, normalized=False), AddedToken("<|im_end|>", special=True, normalized=False)]
+CORPUS = [
+    "user\nHello there, how are you today?",
+    "assistant\nI am well, thank you.\n\n- one\n- two",
+    "system\nBe brief. " * 3,
+]
+CHATML = [
+    AddedToken("<|im_start|>", special=True, normalized=False),
+    AddedToken("<|im_end|>", special=True, normalized=False),
+]
 
 
 def byte_level() -> Tokenizer:
@@ -23,7 +30,9 @@ def byte_level() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
 
@@ -33,14 +42,18 @@ def metaspace() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     special = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False))
+    tokenizer.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    )
     return tokenizer
 
 
 def odd() -> Tokenizer:
     """A special token that swallows the blanks after it: the segments of a text do not add up."""
     tokenizer = byte_level()
-    tokenizer.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True, rstrip=True)])
+    tokenizer.add_special_tokens(
+        [AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True, rstrip=True)]
+    )
     return tokenizer
 
 
@@ -54,7 +67,9 @@ def loaded(request, tmp_path_factory) -> tokens.LoadedTokenizer:
     return saved(request.param(), tmp_path_factory.mktemp("tokenizer"))
 
 
-text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(["\n\nHello", " there ", "", "\n", "well\n"])
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    ["\n\nHello", " there ", "", "\n", "well\n"]
+)
 turn = st.tuples(st.sampled_from(["user", "assistant", "tool"]), text)
 
 
@@ -68,16 +83,35 @@ def test_counts_are_those_of_the_whole_rendered_text(loaded, rows):
     read = frame([pair(prompt, chosen, rejected) for prompt, chosen, rejected in rows])
     counted = tokens.count(read, "preference", loaded)
     shown = read.select(
-        p=chatml.render_prompt(pl.col("prompt")), c=chatml.render_answer(pl.col("chosen")), r=chatml.render_answer(pl.col("rejected"))
+        p=chatml.render_prompt(pl.col("prompt")),
+        c=chatml.render_answer(pl.col("chosen")),
+        r=chatml.render_answer(pl.col("rejected")),
     )
-    for (p, c, r), got in zip(shown.rows(), counted.select("prompt_tokens", "chosen_tokens", "rejected_tokens").rows(), strict=True):
+    for (p, c, r), got in zip(
+        shown.rows(), counted.select("prompt_tokens", "chosen_tokens", "rejected_tokens").rows(), strict=True
+    ):
         if chatml.SPECIAL_TOKENS and any(token in p + c + r for token in ("<unk>",)):
             continue
-        assert got == (length(loaded, p), length(loaded, p + c) - length(loaded, p), length(loaded, p + r) - length(loaded, p))
+        assert got == (
+            length(loaded, p),
+            length(loaded, p + c) - length(loaded, p),
+            length(loaded, p + r) - length(loaded, p),
+        )
 
 
 def test_a_conversation_is_counted_as_a_whole_and_up_to_its_last_answer(loaded):
-    read = frame([chat(("system", "Be brief."), ("user", "Hello"), ("assistant", "I am well."), ("user", "Bye"), ("assistant", "Bye."))], "sft")
+    read = frame(
+        [
+            chat(
+                ("system", "Be brief."),
+                ("user", "Hello"),
+                ("assistant", "I am well."),
+                ("user", "Bye"),
+                ("assistant", "Bye."),
+            )
+        ],
+        "sft",
+    )
     counted = tokens.count(read, "sft", loaded)
     whole = read.select(chatml.render(pl.col("messages"))).item()
     assert counted["tokens"].item() == length(loaded, whole)
@@ -96,7 +130,11 @@ def test_tokens_that_the_tokenizer_does_not_have_count_as_one_and_are_named(tmp_
 
 def test_no_rows_have_columns_of_counts_all_the_same(loaded):
     empty = pl.DataFrame(schema=CANONICAL["preference"])
-    assert tokens.count(empty, "preference", loaded).columns[-3:] == ["prompt_tokens", "chosen_tokens", "rejected_tokens"]
+    assert tokens.count(empty, "preference", loaded).columns[-3:] == [
+        "prompt_tokens",
+        "chosen_tokens",
+        "rejected_tokens",
+    ]
 
 
 def test_limits_in_tokens_are_on_the_prompt_the_longer_answer_and_both(tmp_path):

@@ -14,7 +14,7 @@ import click
 
 from prefmix.cli.progress import Progress, nothing_was_written, run_beside
 from prefmix.cli.recipes import override_option, read_recipe
-from prefmix.cli.screen import emit_json, err, out
+from prefmix.cli.screen import emit_json, err, out, say_warnings
 
 if TYPE_CHECKING:
     from prefmix.inspect import Row
@@ -239,7 +239,7 @@ def _report(planned: Plan, mixture: Mixture, seconds: float) -> None:
     out().print(_plain((str(mixture), "bold"), digest, f"  built in {seconds:.1f} s"), soft_wrap=True)
     out().print(_plain((str(mixture.folder), "dim")), soft_wrap=True)
     _print_pages(mixture.manifest)
-    _say_warnings(_warnings(mixture.manifest["sources"]))
+    say_warnings(_warnings(mixture.manifest["sources"]))
 
 
 def _report_look(curated: Curated, look: Mapping[str, Any], limit: int | None, seconds: float) -> None:
@@ -256,7 +256,7 @@ def _report_look(curated: Curated, look: Mapping[str, Any], limit: int | None, s
 
         for row in _samples(curated):
             out().print(row_page(row))
-    _say_warnings(look["warnings"])
+    say_warnings(look["warnings"])
 
 
 def _print_pages(manifest: Mapping[str, Any]) -> None:
@@ -303,14 +303,6 @@ def _say_formats(planned: Plan) -> None:
     for name, source in planned.sources.items():
         if source.sniffed:
             err().print(_plain((f"{name}: format {source.format} (from its columns)", "dim")), soft_wrap=True)
-
-
-def _say_warnings(warnings: Sequence[str]) -> None:
-    if warnings:
-        out().print()
-        out().file.flush()  # so that the two streams keep their order on a terminal
-    for warning in warnings:
-        err().print(_plain(("warning: ", "bold yellow"), warning), soft_wrap=True)
 
 
 def _plain(*parts: str | tuple[str, str]) -> Any:

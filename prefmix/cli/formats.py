@@ -83,14 +83,14 @@ def _print_formats(formats: Mapping[str, Mapping[str, Any]]) -> None:
 
     from prefmix.cli.pages import Trimmed, grid, next_page
 
-    table = grid("format", "kind", "*columns", header=True)
+    table = grid("", "*")
     for name, entry in formats.items():
         first, others = entry["layouts"][0], len(entry["layouts"]) - 1
-        columns = Text(", ".join(first["columns"]))
+        columns = Text(f": {', '.join(first['columns'])}")
         columns.append(f" ({', '.join(first['optional'])})" if first["optional"] else "", "dim")
         columns.append(f"; {others} more form{'s' * (others > 1)}" if others else "", "dim")
-        table.add_row(Text(name, "bold"), ", ".join(entry["kinds"]), columns)
-        table.add_row("", "", Text(entry["description"], "dim"))
+        table.add_row(Text(name, "bold"), Text.assemble((" or ".join(entry["kinds"]), "cyan"), columns))
+        table.add_row("", Text(entry["description"], "dim"))
     out().print(Trimmed(table))
     out().print()
     out().print(

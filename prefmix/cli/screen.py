@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -37,3 +38,15 @@ def _console(stderr: bool) -> Console:
 def emit_json(value: Any) -> None:
     """Writes one JSON document to stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n")
+
+
+def say_warnings(warnings: Sequence[str]) -> None:
+    """Writes each as a line to stderr: wrapped between words on a terminal, after a blank line; whole elsewhere."""
+    from rich.text import Text
+
+    sys.stdout.flush()  # so that the two streams keep their order
+    wrapped = err().is_terminal
+    if warnings and wrapped:
+        err().print()
+    for warning in warnings:
+        err().print(Text.assemble(("warning: ", "bold yellow"), warning), soft_wrap=not wrapped)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prefmix.cli.progress import run_beside
-from prefmix.cli.screen import err, out
+from prefmix.cli.screen import out, say_warnings
 from prefmix.errors import UsageError
 
 if TYPE_CHECKING:
@@ -79,20 +79,21 @@ def _report(target: Path, starter: Starter) -> None:
     sources = f"  {count} source{'s' * (count != 1)}"
     out().print(Text.assemble("wrote ", (str(target), "bold"), (sources, "dim")), soft_wrap=True)
     out().print()
-    table = grid("source", "kind", "format", ">rows", ">size", "*from", header=True)
+    table, origins = grid("source", "kind", "format", ">rows", ">size", header=True), grid("", "*")
     for each in starter.found:
         rows = each.source.count_rows()
         origin = each.origin.get("hub") or each.origin["path"]
         where = Text(origin if isinstance(origin, str) else ", ".join(origin), "dim")
         counted = "" if rows is None else f"{rows:,}"
-        table.add_row(Text(each.name), each.source.kind, each.source.format, counted, size(each.bytes), where)
-    out().print(Trimmed(table))
+        table.add_row(Text(each.name), each.source.kind, each.source.format, counted, size(each.bytes))
+        origins.add_row(Text(each.name), where)
+    for page in (Trimmed(table), "", Trimmed(origins)):
+        out().print(page)
     notes = [f"left out: {each.reason}" for each in starter.left_out]
     for each in starter.found:
         if each.beside:
             notes.append(f"left aside, because they are other splits: {', '.join(each.beside)}")
-    for note in notes:
-        err().print(Text.assemble(("warning: ", "bold yellow"), note), soft_wrap=True)
+    say_warnings(notes)
 
 
 def _copy(name: str, target: Path, force: bool, quiet: bool) -> None:

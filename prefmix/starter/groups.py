@@ -47,8 +47,7 @@ def grouped(data: Sequence[str], root: Path) -> list[Group]:
         if path.is_file():
             key = (path.parent, _NUMBERS.sub("", path.name))
             alike.setdefault(key, []).append(path)
-            title = _title(path, *([_NUMBERS] if len(alike[key]) > 1 else []))
-            groups[key] = Group(title, _origin(alike[key], root, Path(each).is_absolute()))
+            groups[key] = Group(_title(alike[key], _NUMBERS), _origin(alike[key], root, Path(each).is_absolute()))
         elif _is_hub_name(each, path):
             groups[each] = Group(plain_name(each.rpartition("/")[2]), {"hub": each})
         else:
@@ -95,17 +94,20 @@ def _below(pattern: str, root: Path) -> Iterator[Group]:
             alike.setdefault((path.parent, _SPLIT_WORDS.sub("", _NUMBERS.sub("", path.name))), []).append(path)
     beside = tuple(sorted(names[path] for path in aside))
     for group in alike.values():
-        title = _title(group[0], _NUMBERS, _SPLIT_WORDS)
-        yield Group(title, _origin(group, root, Path(pattern).is_absolute()), beside)
+        yield Group(_title(group, _NUMBERS, _SPLIT_WORDS), _origin(group, root, Path(pattern).is_absolute()), beside)
         beside = ()
 
 
-def _title(path: Path, *without: re.Pattern[str]) -> str:
-    """A source's name by its file's, without numbers and words that name a split; else by its folder's."""
-    stem = path.with_suffix("").stem if path.suffix.lower() in files.COMPRESSIONS else path.stem
-    for pattern in without:
-        stem = pattern.sub("", stem)
-    return plain_name(stem) or plain_name(path.parent.name) or "data"
+def _title(paths: Sequence[Path], *without: re.Pattern[str]) -> str:
+    """A source's name: that of its file, or what its files have in common; else that of their folder."""
+    path = paths[0]
+    whole = common = path.with_suffix("").stem if path.suffix.lower() in files.COMPRESSIONS else path.stem
+    for pattern in (_NUMBERS, _SPLIT_WORDS) if len(paths) == 1 else without:
+        common = pattern.sub("", common)
+    if plain_name(common):
+        return plain_name(whole if len(paths) == 1 else common)
+    folders = (plain_name(folder.name) for folder in path.parents)
+    return next((name for name in folders if name not in ("", "data")), "data")
 
 
 def _origin(paths: Sequence[Path], root: Path, absolute: bool) -> Origin:

@@ -98,8 +98,6 @@ def _source(each: Found, with_options: bool) -> Iterator[str]:
         yield _key(
             'revision = "main"', f"now {source.revision}; a commit in its place is a data set that stays as it is"
         )
-    if other:
-        yield f"# columns that are not read: {', '.join(other)}"
     if each.beside:
         named = ", ".join(map(one_line, each.beside[:_MOST_NAMED]))
         more = len(each.beside) - _MOST_NAMED
@@ -107,7 +105,8 @@ def _source(each: Found, with_options: bool) -> Iterator[str]:
     if source.spec.hub not in KNOWN_LICENCES:
         yield _key('#license = "unknown"', "of this data")
     if with_options:
-        text = next((name for name in read if source.layout.types[name] == TEXT and re.fullmatch(r"\w+", name)), None)
+        needed = [name for name, dtype in source.layout.columns.items() if dtype == TEXT and name in read]
+        text = next((name for name in needed if re.fullmatch(r"\w+", name)), None)
         if text:
             yield _key(f'#where = "length({text}) < 4000"', "Polars SQL on the columns of the files")
         yield _key("#take = 5000", "at most so many of the rows that survive; 0.5 is half of them")
