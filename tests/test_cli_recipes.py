@@ -13,7 +13,7 @@ import pytest
 from hub.loopback import LoopbackHub
 
 from prefmix.cli.main import run
-from prefmix.cli.recipes import rules_in_force
+from prefmix.cli.plans import rules_in_force
 from prefmix.recipe import Filter, json_schema
 from prefmix.sources import FORMATS
 

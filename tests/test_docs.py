@@ -1,12 +1,14 @@
 """The documentation is what the code says: generated parts are up to date, examples do what is shown."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from prefmix.cli.main import run
 from prefmix.errors import RecipeError
 from prefmix.recipe import load_recipe
 
@@ -68,3 +70,19 @@ def test_the_reference_names_every_key_and_table():
         assert f"### {heading}" in text
     for key in ("seed", "where", "max_answer_tokens", "shingle_unit", "fields", "min_stop_rate", "label_smoothing"):
         assert f"| `{key}` |" in text
+
+
+def documented_keys(command):
+    """The keys that docs/cli.md gives for the JSON of a command."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{command}"))
+    return re.findall(r"`(\w+)`", row.split(" | ")[1])
+
+
+@pytest.mark.parametrize("command", ["build --json", "build --dry-run --json", "check --json", "sources NAME --json"])
+def test_json_documents_have_the_keys_that_the_page_gives(command, capsys, tmp_path):
+    argument = "orca_dpo_pairs" if command.startswith("sources") else str(ROOT / "recipes" / "quickstart.toml")
+    words = [word for word in command.split() if word != "NAME"]
+    store = ["--store", str(tmp_path)] if command.startswith("build") else []
+    assert run([*words, argument, *store]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == documented_keys(command)

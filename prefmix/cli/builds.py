@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prefmix.cli.looks import ASKED_FOR, preview, samples, samples_json, warnings
 from prefmix.cli.progress import Progress, nothing_was_written, run_beside
 from prefmix.cli.recipes import override_option, read_recipe
 from prefmix.cli.screen import emit_json, err, out, say_warnings
 
 if TYPE_CHECKING:
-    from prefmix.inspect import Row
     from prefmix.manifest import Curated
     from prefmix.mixture import Mixture
     from prefmix.plan import Plan
-    from prefmix.schema import Kind
     from prefmix.store import Store
 
-#: Reasons that the recipe asks for by name: a source that loses most of its rows to them is not one to look at.
-_ASKED_FOR = ("source/where", "source/excluded", "mix/not_sampled")
 _PUBLISHING_S = 0.5
 
 
@@ -65,10 +62,10 @@ def build_command(
     bars = not (quiet or as_json)
     if dry_run or limit is not None:
         curated = run_beside(lambda progress: _curated(recipe, overrides, limit, progress), bars=bars)
-        look = _preview(curated)
+        look = preview(curated)
         seconds = round(time.monotonic() - started, 3)
         if as_json:
-            emit_json({**look, "limit": limit, "samples": _samples_json(curated), "seconds": seconds})
+            emit_json({**look, "limit": limit, "samples": samples_json(curated), "seconds": seconds})
         elif quiet:
             rows = (f"{look['funnel'][place]['out']:,}" for place in (-1, 0))
             out().print(_plain(f"{look['name']}: {' of '.join(rows)} rows kept; nothing was written"), soft_wrap=True)
@@ -159,68 +156,6 @@ def _curated(recipe: str, overrides: Sequence[str], limit: int | None, progress:
     return curate(planned, limit, progress)
 
 
-def _preview(curated: Curated) -> dict[str, Any]:
-    """What a manifest says of the rows, for a build that is not written: the same keys."""
-    from prefmix.manifest import source_entries
-
-    sources = source_entries(curated)
-    return {
-        "name": curated.plan.recipe.name,
-        "recipe_digest": curated.plan.recipe_digest,
-        "funnel": curated.funnel(),
-        "sources": sources,
-        "subsets": {kind: _split_sizes(curated, kind) for kind, frame in curated.kept.items() if frame.height},
-        "audit": dict(curated.audit),
-        "warnings": _warnings(sources),
-    }
-
-
-def _split_sizes(curated: Curated, kind: Kind) -> dict[str, dict[str, int | None]]:
-    frame = curated.kept[kind]
-    parts = ("tokens",) if kind == "sft" else ("prompt_tokens", "chosen_tokens", "rejected_tokens")
-    counted = [name for name in parts if name in frame.columns]
-    sizes: dict[str, dict[str, int | None]] = {}
-    for split in ("train", *curated.plan.recipe.splits):
-        part = frame.filter(split=split)
-        if part.height:
-            tokens = sum(int((part[name] * part["copies"]).sum()) for name in counted) if counted else None
-            sizes[split] = {"rows": int(part["copies"].sum()), "tokens": tokens}
-    return sizes
-
-
-def _samples(curated: Curated) -> list[Row]:
-    """Two kept rows: the first of each kind, or the first two of the only kind."""
-    from prefmix.inspect import Row
-    from prefmix.schema import PARTS
-
-    frames = {kind: frame for kind, frame in curated.kept.items() if frame.height}
-    return [
-        Row(row["id"], kind, str(row["source"]), {part: row[part] for part in PARTS[kind]}, split=row["split"])
-        for kind, frame in frames.items()
-        for row in frame.head(3 - min(2, len(frames))).iter_rows(named=True)
-    ]
-
-
-def _samples_json(curated: Curated) -> list[dict[str, Any]]:
-    rows = _samples(curated)
-    return [{"id": row.id, "kind": row.kind, "source": row.source, "split": row.split, **row.parts} for row in rows]
-
-
-def _warnings(sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each source of which less than half is kept for reasons that the recipe did not ask for."""
-    found = []
-    for name, entry in sources.items():
-        reasons = {reason: count for reason, count in entry["dropped"].items() if reason not in _ASKED_FOR}
-        offered = entry["kept"] + sum(reasons.values())
-        if reasons and entry["kept"] * 2 < offered:
-            most = max(reasons, key=lambda reason: reasons[reason])
-            kept = (
-                f"only {entry['kept']:,} of {offered:,} rows are" if entry["kept"] else f"none of {offered:,} rows is"
-            )
-            found.append(f"{name}: {kept} kept; {reasons[most]:,} of the others are {most}")
-    return found
-
-
 def _mixture_json(mixture: Mixture, seconds: float) -> dict[str, Any]:
     manifest = mixture.manifest
     keys = ("name", "version", "build", "digest", "recipe_digest", "funnel", "sources", "subsets", "audit")
@@ -228,7 +163,7 @@ def _mixture_json(mixture: Mixture, seconds: float) -> dict[str, Any]:
         **{key: manifest[key] for key in keys},
         "folder": str(mixture.folder),
         "up_to_date": not mixture.is_new,
-        "warnings": _warnings(manifest["sources"]),
+        "warnings": warnings(manifest["sources"]),
         "seconds": seconds,
     }
 
@@ -239,7 +174,7 @@ def _report(planned: Plan, mixture: Mixture, seconds: float) -> None:
     out().print(_plain((str(mixture), "bold"), digest, f"  built in {seconds:.1f} s"), soft_wrap=True)
     out().print(_plain((str(mixture.folder), "dim")), soft_wrap=True)
     _print_pages(mixture.manifest)
-    say_warnings(_warnings(mixture.manifest["sources"]))
+    say_warnings(warnings(mixture.manifest["sources"]))
 
 
 def _report_look(curated: Curated, look: Mapping[str, Any], limit: int | None, seconds: float) -> None:
@@ -254,7 +189,7 @@ def _report_look(curated: Curated, look: Mapping[str, Any], limit: int | None, s
     if limit is not None:
         from prefmix.cli.texts import row_page
 
-        for row in _samples(curated):
+        for row in samples(curated):
             out().print(row_page(row))
     say_warnings(look["warnings"])
 
@@ -284,7 +219,7 @@ def _next_commands(mixture: Mixture, store: str | None) -> list[tuple[str, str]]
 
     commands = [(command("show"), "what is in it")]
     dropped = {reason: count for stage in mixture.funnel for reason, count in stage["dropped"].items()}
-    if reasons := by_count({reason: count for reason, count in dropped.items() if reason not in _ASKED_FOR}):
+    if reasons := by_count({reason: count for reason, count in dropped.items() if reason not in ASKED_FOR}):
         reason, count = reasons[0]
         rows = f"the {count:,} rows" if count > 1 else "the row"
         first = mixture.drops.filter(pl.col("reason") == reason).select("id").head(1).collect().item()
