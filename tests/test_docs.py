@@ -76,13 +76,31 @@ def documented_keys(command):
     """The keys that docs/cli.md gives for the JSON of a command."""
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith(f"| `{command}"))
-    return re.findall(r"`(\w+)`", row.split(" | ")[1])
+    return re.findall(r"`(\w+)`", row.split(" | ")[1].partition(";")[0])
 
 
-@pytest.mark.parametrize("command", ["build --json", "build --dry-run --json", "check --json", "sources NAME --json"])
-def test_json_documents_have_the_keys_that_the_page_gives(command, capsys, tmp_path):
-    argument = "orca_dpo_pairs" if command.startswith("sources") else str(ROOT / "recipes" / "quickstart.toml")
-    words = [word for word in command.split() if word != "NAME"]
-    store = ["--store", str(tmp_path)] if command.startswith("build") else []
-    assert run([*words, argument, *store]) == 0
-    assert list(json.loads(capsys.readouterr().out)) == documented_keys(command)
+RECIPE = str(ROOT / "recipes" / "quickstart.toml")
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ("build --json", ["build", RECIPE, "--store", "."]),
+        ("build --dry-run --json", ["build", RECIPE, "--dry-run"]),
+        ("check --json", ["check", RECIPE]),
+        ("show MIXTURE --json", ["show", "quickstart"]),
+        ("show MIXTURE --sample N --json", ["show", "quickstart", "--sample", "2"]),
+        ("diff A B --json", ["diff", "quickstart@v1", "quickstart@v2"]),
+        ("drops MIXTURE --json", ["drops", "quickstart"]),
+        ("why MIXTURE ID-OR-TEXT --json", ["why", "quickstart", "egg"]),
+        ("list --json", ["list"]),
+        ("sources --json", ["sources"]),
+        ("sources NAME --json", ["sources", "orca_dpo_pairs"]),
+    ],
+)
+def test_json_documents_have_the_keys_that_the_page_gives(shown, words, versions, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFMIX_STORE", str(versions))
+    assert run([*words, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert list(document[0] if isinstance(document, list) else document) == documented_keys(shown)
