@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def main(folder: str) -> None:
-    from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast  # ty: ignore[import-not-found]
+    from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
 
     package = find_spec("mistral_common")
     if package is None or package.origin is None:
