@@ -130,7 +130,7 @@ def _read(planned: Plan, limit: int | None, progress: Progress) -> dict[Kind, pl
 
     frames = _side_by_side("read", read, planned.sources, progress)
     by_kind = {kind: [frame for name, frame in frames.items() if planned.sources[name].kind == kind] for kind in KINDS}
-    return {kind: pl.concat(found) for kind, found in by_kind.items() if found}
+    return {kind: pl.concat(found, rechunk=True) for kind, found in by_kind.items() if found}
 
 
 def _side_by_side(stage: str, work: Callable[[K], V], keys: Iterable[K], progress: Progress) -> dict[K, V]:

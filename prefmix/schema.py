@@ -97,14 +97,21 @@ def with_ids(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
         )
 
     encoding = pl.concat_str([pl.lit(kind), *(part(column) for column in PARTS[kind])], separator="\n")
-    if "raw" in rows.columns:
-        encoding = pl.coalesce(encoding, "raw", pl.lit(""))
+    lacks = rows.select(pl.any_horizontal(pl.col(column).is_null() for column in PARTS[kind])).to_series()
+    # Polars 2.1 panics on `format` inside `list.eval` when a chunk of the lists holds nothing but nulls.
+    whole = rows.filter(~lacks).select(PARTS[kind]).rechunk()
     digests = []
-    for start in range(0, rows.height, _CHUNK_ROWS):
-        texts = rows.slice(start, _CHUNK_ROWS).select(encoding.alias("encoding")).to_series()
+    for start in range(0, whole.height, _CHUNK_ROWS):
+        texts = whole.slice(start, _CHUNK_ROWS).select(encoding.alias("encoding")).to_series()
         digests.extend(blake2b(text, digest_size=16).digest() for text in _utf8(texts))
+    if lacks.any():
+        raw = rows.filter(lacks).select(
+            pl.col("raw").fill_null("") if "raw" in rows.columns else pl.lit("").alias("raw")
+        )
+        digests.extend(blake2b(text, digest_size=16).digest() for text in _utf8(raw.to_series()))
     ids = pl.Series("id", digests, dtype=pl.Binary).bin.encode("hex")
-    return rows.drop("raw", strict=False).with_columns(ids)
+    places = pl.concat([(~lacks).arg_true(), lacks.arg_true()])
+    return rows.drop("raw", strict=False).with_columns(ids.gather(places.arg_sort()))
 
 
 def _utf8(texts: pl.Series) -> Iterator[memoryview]:

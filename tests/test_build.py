@@ -259,6 +259,13 @@ def test_a_source_whose_rows_are_all_dropped_between_two_others_is_no_trouble(tm
     }
 
 
+def test_invalid_rows_before_valid_ones_are_no_trouble(tmp_path):
+    row = {"system": "Be brief.", "question": "Why?", "chosen": "So.", "rejected": "No."}
+    write_jsonl(tmp_path / "rows" / "a.jsonl", [{**row, "chosen": None}] * 2 + [row])
+    write_jsonl(tmp_path / "rows" / "b.jsonl", [{**row, "rejected": None}])
+    assert built(tmp_path).manifest["sources"]["orca"]["dropped"] == {"source/invalid": 3}
+
+
 def test_repeat_has_a_line_of_its_own_in_the_funnel(tmp_path):
     write_jsonl(tmp_path / "rows" / "a.jsonl", pairs(10))
     mixture = built(tmp_path, "repeat = 2\ntake = 4")

@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> int:
         return 0
     except SystemExit:  # click's own answer to the same
         return 0
-    except Exception as error:
+    except BaseException as error:  # Polars panics with an exception that is no Exception
         if os.environ.get("PREFMIX_DEBUG") == "1":
             raise
         return _failed(f"unexpected {type(error).__name__}: {error}\nThis is a defect of prefmix. Run again with "

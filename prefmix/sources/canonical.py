@@ -101,7 +101,7 @@ def canonical_rows(reading: Reading, upstream: pl.DataFrame, seed: int) -> pl.Da
     rows = mark_invalid(rows, missing).with_columns(
         pl.when(_INVALID.fill_null(False)).then(None).otherwise(part).alias(part) for part in parts
     )
-    table = rows.collect()
+    table = rows.collect().rechunk()  # see schema.with_ids: Polars cannot work with chunks of nulls alone
     if table.height != upstream.height or not table["source_row"].equals(upstream[ROW]):
         raise SourceError(
             f"source {reading.source}: its format removed, added or moved rows ({upstream.height:,} read, "
