@@ -238,7 +238,7 @@ def _expand(pattern: str, root: Path) -> tuple[Path, list[Path]]:
             raise SourceError(f"{pattern}: no data files in the folder {path}: prefmix reads {_KNOWN}")
         return path, paths
     base = root.joinpath(*_fixed_parts(pattern))
-    matches = [Path(each) for each in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (Path.glob skips links)
+    matches = [Path(each) for each in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (it may be absolute)
     paths = [each for each in matches if each.is_file() and is_data_file(each.name)]
     if paths:
         return base, paths

@@ -65,25 +65,26 @@ def apply(rows: pl.DataFrame, settings: Filter, kind: Kind) -> pl.DataFrame:
 
 def rules(settings: Filter, kind: Kind, action: str) -> list[Drop]:
     """The rules that are set to `action` ("drop" or "report"), in their order: the first that holds is the reason."""
-    pair = kind == "preference"
     answer = answers(kind)[0]
     opening = answer.str.head(_HEAD_CHARS)
     disclaimer = opening.str.contains(DISCLAIMER)
-    named: list[tuple[str, str, Callable[[], Drop]]] = [
+
+    def chosen(*named: tuple[str, str, Callable[[], Drop]]) -> list[Drop]:
+        return [rule()._replace(reason=reason) for key, reason, rule in named if getattr(settings, key) == action]
+
+    found = chosen(
         ("injection", "filter/injection", lambda: _injection(kind)),
         ("empty", "filter/empty", lambda: _empty(kind)),
         ("roles", "filter/roles", lambda: _roles(kind)),
+    )
+    if kind == "preference":
+        found += [*chosen(("identical", "filter/identical", _identical)), *_scores(settings, action)]
+    found += chosen(
         ("refusals", "filter/refusal", lambda: _opening(opening.str.contains(REFUSAL) & ~disclaimer, answer)),
         ("disclaimers", "filter/disclaimer", lambda: _opening(disclaimer, answer)),
         ("placeholders", "filter/placeholder", lambda: _placeholder(kind)),
         ("cut_off", "filter/cut_off", lambda: _cut_off(answer)),
-    ]
-    if pair:
-        named.insert(3, ("identical", "filter/identical", _identical))
-    found = [rule()._replace(reason=reason) for key, reason, rule in named if getattr(settings, key) == action]
-    if pair:
-        place = next((n for n, rule in enumerate(found) if rule.reason == "filter/refusal"), len(found))
-        found[place:place] = _scores(settings, action)
+    )
     if action == "drop":
         found += [*_language(settings, answer), *_characters(settings, kind)]
     return found
@@ -207,7 +208,7 @@ def _scores(settings: Filter, action: str) -> list[Drop]:
     elif isinstance(min_margin, int | float) and action == "drop":
         if min_margin >= 0:
             found.append(Drop("filter/tie", MARGIN == 0, detail))
-        found.append(Drop("filter/margin", min_margin >= MARGIN, detail))
+        found.append(Drop("filter/margin", MARGIN.le(min_margin), detail))
     if min_score is not None and action == "drop":
         found.append(Drop("filter/min_score", pl.col("chosen_score") < min_score, detail))
     return found

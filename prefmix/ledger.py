@@ -59,7 +59,7 @@ def mark(rows: pl.DataFrame, drops: Sequence[Drop]) -> pl.DataFrame:
         values = {"reason": pl.lit(drop.reason), "kept_id": drop.kept_id}
         values["detail"] = None if drop.detail is None else drop.detail.struct.json_encode()
         given = {name: value for name, value in values.items() if value is not None}
-        found = rows[places].select(pl.lit(0).alias("_"), **given)
+        found = rows[places].select(**given)
         for name in given:
             marks[name] = marks[name].scatter(places, found[name])
     return rows.with_columns(marks.values())

@@ -75,10 +75,13 @@ def prompt_text(kind: Kind) -> pl.Expr:
     Its turns before the last answer without system messages, contents joined by a newline, no role names (one
     system prompt shared by a whole source must not make its questions look alike).
     """
-    turns = (
-        pl.col("prompt") if kind == "preference" else pl.col("messages").list.head(pl.col("messages").list.len() - 1)
-    )
-    return turns.list.eval(CONTENT.filter(ROLE != "system")).list.join("\n")
+    return prompt_turns(kind).list.eval(CONTENT.filter(ROLE != "system")).list.join("\n")
+
+
+def prompt_turns(kind: Kind) -> pl.Expr:
+    """MESSAGES before the last answer."""
+    messages = pl.col("messages")
+    return pl.col("prompt") if kind == "preference" else messages.list.head(messages.list.len() - 1)
 
 
 def with_ids(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from prefmix.chatml import END, START, render_answer, render_prompt
 from prefmix.errors import SourceError
-from prefmix.schema import Kind
+from prefmix.schema import Kind, prompt_turns
 
 Progress = Callable[[int, int], None]
 Counter = Callable[[list[str]], np.ndarray]
@@ -41,7 +41,6 @@ class LoadedTokenizer:
     revision: str | None
     sha256: str
     tokenizer: Tokenizer
-    path: Path
     added: tuple[str, ...]
 
 
@@ -71,7 +70,7 @@ def load(name: str, revision: str, root: Path) -> LoadedTokenizer:
     tokenizer.no_truncation()
     added = tuple(token for token in (START, END) if not _is_special(tokenizer, token))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
-    return LoadedTokenizer(name, commit, sha256(data).hexdigest(), tokenizer, path, added)
+    return LoadedTokenizer(name, commit, sha256(data).hexdigest(), tokenizer, added)
 
 
 def _is_special(tokenizer: Tokenizer, token: str) -> bool:
@@ -84,14 +83,8 @@ def count(rows: pl.DataFrame, kind: Kind, loaded: LoadedTokenizer, progress: Pro
     preference: `prompt_tokens`, `chosen_tokens`, `rejected_tokens` (prompt + answer tokenised as one text, less the
     prompt); sft: `tokens` of the whole text, `prompt_tokens` of what stands before the last answer.
     """
-    prompt = (
-        pl.col("prompt") if kind == "preference" else pl.col("messages").list.head(pl.col("messages").list.len() - 1)
-    )
-    answers = {"chosen": "chosen", "rejected": "rejected"} if kind == "preference" else {"answer": "messages"}
-    parts = rows.select(
-        prompt.alias("prompt"),
-        *(pl.col(c).list.tail(1).alias(n) if kind == "sft" else pl.col(c).alias(n) for n, c in answers.items()),
-    )
+    answers = ["chosen", "rejected"] if kind == "preference" else [pl.col("messages").list.tail(1).alias("answer")]
+    parts = rows.select(prompt_turns(kind).alias("prompt"), *answers)
     counts = _by_segment(parts, loaded.tokenizer, _counter(loaded.tokenizer, parts), progress)
     sample = parts.head(_SAMPLE_ROWS)
     if not counts.head(_SAMPLE_ROWS).equals(_whole(sample, loaded.tokenizer)):
