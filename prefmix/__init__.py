@@ -9,19 +9,23 @@ mixture.drops                           # why rows are not in it
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from importlib.metadata import version
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
+# Nothing is imported here that Python has not imported itself: until the command line runs, Ctrl-C is a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
+
     from prefmix.build import build
     from prefmix.errors import PrefmixError
     from prefmix.mixture import Mixture
     from prefmix.recipe import Recipe, load_recipe
     from prefmix.store import open_mixture
 
-__version__ = version("prefmix")
+    __version__: str
+else:
+    ModuleType = type(sys)
+
 __all__ = ["Mixture", "PrefmixError", "Recipe", "__version__", "build", "load_recipe", "open_mixture"]
 
 _HOMES = {
@@ -45,7 +49,13 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         # Imported when first asked for: `prefmix --help` does not wait for Polars.
         if name in _HOMES:
+            from importlib import import_module
+
             return getattr(import_module(_HOMES[name]), name)
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("prefmix")
         raise AttributeError(f"module 'prefmix' has no attribute {name!r}")
 
 

@@ -234,6 +234,7 @@ def test_drops_lists_the_rows_of_a_reason_with_file_row_and_evidence(cli):
 
 def test_drops_lists_a_source_by_reason_and_says_how_many_more(cli):
     _, page, _ = cli("drops", "quickstart@v1", "--source", "openhermes", "--limit", "2")
+    assert page.startswith("quickstart@v1  9 of 101 rows read from openhermes are not in it\n")
     assert "filter/empty  a turn is empty" in page
     assert "\n7 more: --limit 9\n" in page
 
@@ -276,6 +277,7 @@ def test_why_tells_of_a_dropped_row_its_reason_evidence_and_texts(cli):
 def test_why_tells_of_a_kept_row_its_place_and_what_went_for_it(cli):
     _, page, _ = cli("why", "quickstart@v1", "Which ocean lies between Africa and Australia?")
     assert "  is in quickstart@v1\n" in page
+    assert re.search(r"^source +orca \(preference\) · quickstart/orca.jsonl$", page, re.MULTILINE)
     assert re.search(r"^split +train, row \d+$", page, re.MULTILINE)
     assert re.search(r"^instead of +dedupe/pair quickstart/ultrafeedback.jsonl:100$", page, re.MULTILINE)
 
@@ -465,3 +467,10 @@ def test_a_folder_that_is_no_mixture_or_of_a_newer_prefmix_is_refused(cli, own, 
 def test_a_folder_is_a_reference_too(cli, versions):
     folder = open_mixture("quickstart@v2", versions).folder
     assert cli("show", str(folder), "--json")[1] == cli("show", "quickstart@v2", "--json")[1]
+
+
+def test_the_next_commands_name_a_mixture_by_its_folder_where_the_store_has_not_got_it(cli, versions, tmp_path):
+    folder = open_mixture("quickstart@v2", versions).folder
+    assert "  prefmix drops quickstart@v2 " in cli("show", str(folder))[1]
+    elsewhere = cli("show", str(folder), "--store", str(tmp_path))[1]
+    assert f"  prefmix drops {folder} --store {tmp_path}" in elsewhere

@@ -1,5 +1,1 @@
-"""The command line: `main` is its entry point. Nothing heavy is imported before a command runs."""
-
-from prefmix.cli.main import main
-
-__all__ = ["main"]
+"""The command line: main.py runs it, prefmix/__main__.py is its process. Nothing heavy is imported before a command runs."""

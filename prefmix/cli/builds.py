@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from prefmix.cli.looks import ASKED_FOR, preview, samples, samples_json, warnings
-from prefmix.cli.progress import Progress, nothing_was_written, run_beside
-from prefmix.cli.recipes import override_option, read_recipe
-from prefmix.cli.screen import emit_json, err, out, say_warnings
+from prefmix.cli.options import json_option, override_option, store_option
+from prefmix.cli.progress import NOTHING_WRITTEN, Progress, bars, run_beside
+from prefmix.cli.recipes import read_recipe
+from prefmix.cli.screen import command_line, emit_json, err, out, say, say_next, say_warnings
 
 if TYPE_CHECKING:
     from prefmix.manifest import Curated
@@ -29,12 +30,7 @@ _PUBLISHING_S = 0.5
 @click.command("build")
 @click.argument("recipe", metavar="RECIPE", type=click.Path())
 @override_option
-@click.option(
-    "--store",
-    type=click.Path(file_okay=False),
-    metavar="DIR",
-    help="Folder that holds the mixtures; else PREFMIX_STORE, else ./mixtures.",
-)
+@store_option
 @click.option("--dry-run", is_flag=True, help="Run every stage, write nothing.")
 @click.option(
     "--limit",
@@ -42,14 +38,21 @@ _PUBLISHING_S = 0.5
     metavar="N",
     help="Take a first look at N rows of each source; writes nothing.",
 )
+@click.option(
+    "--fail-on",
+    type=click.Choice(["contamination"]),
+    multiple=True,
+    help="Fail (exit code 3) on rows that hold text of a benchmark, where they would be dropped.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print the name and version only.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@json_option
 def build_command(
     recipe: str,
     overrides: Sequence[str],
     store: str | None,
     dry_run: bool,
     limit: int | None,
+    fail_on: Sequence[str],
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -59,35 +62,35 @@ def build_command(
     recipe and the same inputs before. Every row that is read is kept, or is in the mixture's ledger with its reason.
     """
     started = time.monotonic()
-    bars = not (quiet or as_json)
+    shown = not (quiet or as_json)
     if dry_run or limit is not None:
-        curated = run_beside(lambda progress: _curated(recipe, overrides, limit, progress), bars=bars)
+        with bars(shown) as progress:
+            curated = run_beside(lambda: _curated(recipe, overrides, limit, fail_on, progress))
         look = preview(curated)
         seconds = round(time.monotonic() - started, 3)
         if as_json:
             emit_json({**look, "limit": limit, "samples": samples_json(curated), "seconds": seconds})
         elif quiet:
             rows = (f"{look['funnel'][place]['out']:,}" for place in (-1, 0))
-            out().print(_plain(f"{look['name']}: {' of '.join(rows)} rows kept; nothing was written"), soft_wrap=True)
+            say(f"{look['name']}: {' of '.join(rows)} rows kept; nothing was written")
         else:
             _report_look(curated, look, limit, seconds)
             if look["funnel"][-1]["out"]:
-                _say_next([(_again(recipe, overrides, store), "write it")])
+                say_next([(command_line("build", recipe, overrides=overrides, store=store), "write it")])
         return
     shelf = _Shelf(store)
-    planned, mixture = run_beside(
-        lambda progress: shelf.build(recipe, overrides, progress), abandon=shelf.abandon, bars=bars
-    )
+    with bars(shown) as progress:
+        planned, mixture = run_beside(lambda: shelf.build(recipe, overrides, fail_on, progress), abandon=shelf.abandon)
     seconds = round(time.monotonic() - started, 3)
     if as_json:
         emit_json(_mixture_json(mixture, seconds))
     elif quiet:
-        out().print(_plain(str(mixture)), soft_wrap=True)
+        say(str(mixture))
     elif not mixture.is_new:
-        out().print(_plain((str(mixture), "bold"), " is up to date  ", (str(mixture.folder), "dim")), soft_wrap=True)
+        say((str(mixture), "bold"), " is up to date  ", (str(mixture.folder), "dim"))
     else:
         _report(planned, mixture, seconds)
-        _say_next(_next_commands(mixture, store))
+        say_next(_next_commands(mixture, store))
 
 
 class _Shelf:
@@ -97,12 +100,15 @@ class _Shelf:
         self._root = root
         self._staged: Path | None = None
 
-    def build(self, recipe: str, overrides: Sequence[str], progress: Progress) -> tuple[Plan, Mixture]:
+    def build(
+        self, recipe: str, overrides: Sequence[str], fail_on: Sequence[str], progress: Progress
+    ) -> tuple[Plan, Mixture]:
         planned = _planned(recipe, overrides, progress)
         from prefmix.build import built, curate, publish
 
         store = self._store()
-        mixture = built(planned, store) or publish(curate(planned, progress=progress), store, progress)
+        mixture = built(planned, store, fail_on)
+        mixture = mixture or publish(curate(planned, None, fail_on, progress), store, progress)
         return planned, mixture
 
     def abandon(self) -> str:
@@ -112,7 +118,7 @@ class _Shelf:
         folder is a version. That is then given the time to get its name.
         """
         if self._staged is None:
-            return nothing_was_written()
+            return NOTHING_WRITTEN
         grave = self._staged.with_name(f"{self._staged.name}-interrupted")
         try:
             self._staged.rename(grave)
@@ -121,7 +127,7 @@ class _Shelf:
             return "the mixture was complete, and is in the store"
         shutil.rmtree(grave, ignore_errors=True)
         Path(f"{self._staged}.lock").unlink(missing_ok=True)
-        return nothing_was_written()
+        return NOTHING_WRITTEN
 
     def _store(self) -> Store:
         from prefmix.store import Store
@@ -149,16 +155,29 @@ def _planned(recipe: str, overrides: Sequence[str], progress: Progress) -> Plan:
     return planned
 
 
-def _curated(recipe: str, overrides: Sequence[str], limit: int | None, progress: Progress) -> Curated:
+def _curated(
+    recipe: str, overrides: Sequence[str], limit: int | None, fail_on: Sequence[str], progress: Progress
+) -> Curated:
     planned = _planned(recipe, overrides, progress)
     from prefmix.build import curate
 
-    return curate(planned, limit, progress)
+    return curate(planned, limit, fail_on, progress)
 
 
 def _mixture_json(mixture: Mixture, seconds: float) -> dict[str, Any]:
     manifest = mixture.manifest
-    keys = ("name", "version", "build", "digest", "recipe_digest", "funnel", "sources", "subsets", "audit")
+    keys = (
+        "name",
+        "version",
+        "build",
+        "digest",
+        "recipe_digest",
+        "funnel",
+        "sources",
+        "subsets",
+        "audit",
+        "contamination",
+    )
     return {
         **{key: manifest[key] for key in keys},
         "folder": str(mixture.folder),
@@ -170,9 +189,8 @@ def _mixture_json(mixture: Mixture, seconds: float) -> dict[str, Any]:
 
 def _report(planned: Plan, mixture: Mixture, seconds: float) -> None:
     _say_formats(planned)
-    digest = (f"  digest {mixture.digest[:12]}", "")
-    out().print(_plain((str(mixture), "bold"), digest, f"  built in {seconds:.1f} s"), soft_wrap=True)
-    out().print(_plain((str(mixture.folder), "dim")), soft_wrap=True)
+    say((str(mixture), "bold"), f"  digest {mixture.digest[:12]}  built in {seconds:.1f} s")
+    say((str(mixture.folder), "dim"))
     _print_pages(mixture.manifest)
     say_warnings(warnings(mixture.manifest["sources"]))
 
@@ -180,11 +198,10 @@ def _report(planned: Plan, mixture: Mixture, seconds: float) -> None:
 def _report_look(curated: Curated, look: Mapping[str, Any], limit: int | None, seconds: float) -> None:
     _say_formats(curated.plan)
     what = "a dry run" if limit is None else f"a look at {limit:,} row{'s' * (limit != 1)} of each source"
-    heading = _plain((look["name"], "bold"), f"  {what}: nothing was written", (f"  {seconds:.1f} s", "dim"))
-    out().print(heading, soft_wrap=True)
+    say((look["name"], "bold"), f"  {what}: nothing was written", (f"  {seconds:.1f} s", "dim"))
     mix = curated.plan.recipe.mix
     if limit is not None and any((mix.preference, mix.sft, mix.preference_rows, mix.sft_rows)):
-        out().print(_plain(("[mix] is left out: it needs all rows", "dim")))
+        say(("[mix] is left out: it needs all rows", "dim"))
     _print_pages(look)
     if limit is not None:
         from prefmix.cli.texts import row_page
@@ -202,46 +219,25 @@ def _print_pages(manifest: Mapping[str, Any]) -> None:
     out().print(titled("Splits", splits_page(manifest)))
 
 
-def _say_next(commands: Sequence[tuple[str, str]]) -> None:
-    from prefmix.cli.pages import next_page
-
-    out().print(next_page(commands), soft_wrap=True)
-
-
 def _next_commands(mixture: Mixture, store: str | None) -> list[tuple[str, str]]:
     """Three commands that are of use now; the rows are those of the most frequent reason that was not asked for."""
     import polars as pl
 
     from prefmix.cli.pages import by_count
 
-    def command(name: str, *words: str) -> str:
-        return shlex.join(["prefmix", name, str(mixture), *words, *(["--store", store] if store else [])])
-
-    commands = [(command("show"), "what is in it")]
+    again = partial(command_line, store=store)
+    commands = [(again("show", str(mixture)), "what is in it")]
     dropped = {reason: count for stage in mixture.funnel for reason, count in stage["dropped"].items()}
     if reasons := by_count({reason: count for reason, count in dropped.items() if reason not in ASKED_FOR}):
         reason, count = reasons[0]
         rows = f"the {count:,} rows" if count > 1 else "the row"
         first = mixture.drops.filter(pl.col("reason") == reason).select("id").head(1).collect().item()
-        commands.append((command("drops", "--reason", reason), f"{rows} of the most frequent reason"))
-        commands.append((command("why", first[:12]), "the story of one of them"))
+        commands.append((again("drops", str(mixture), "--reason", reason), f"{rows} of the most frequent reason"))
+        commands.append((again("why", str(mixture), first[:12]), "the story of one of them"))
     return commands
-
-
-def _again(recipe: str, overrides: Sequence[str], store: str | None) -> str:
-    """The command line that builds this for good."""
-    sets = [word for override in overrides for word in ("--set", override)]
-    return shlex.join(["prefmix", "build", recipe, *sets, *(["--store", store] if store else [])])
 
 
 def _say_formats(planned: Plan) -> None:
     for name, source in planned.sources.items():
         if source.sniffed:
-            err().print(_plain((f"{name}: format {source.format} (from its columns)", "dim")), soft_wrap=True)
-
-
-def _plain(*parts: str | tuple[str, str]) -> Any:
-    """Rich text of parts with their styles: text that is the user's, never read as markup."""
-    from rich.text import Text
-
-    return Text.assemble(*parts)
+            say((f"{name}: format {source.format} (from its columns)", "dim"), on=err())

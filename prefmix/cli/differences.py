@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -21,49 +20,38 @@ _STYLES = {"came": "green", "went": "yellow", "moved": "cyan", "changed": "cyan"
 def diff_page(found: Diff, limit: int) -> RenderableType:
     """What changed in the recipe and the sources, the rows that came, went, moved and changed by reason, and up to
     `limit` rows of each kind."""
-    came, went = int(found.came["copies"].sum()), int(found.went["copies"].sum())
-    counts = {"came": came, "went": went, "moved": found.moved.height, "changed": found.changed.height}
-    pages: list[RenderableType] = [_head(found, counts)]
+    pages: list[RenderableType] = [_head(found)]
     if found.recipe:
         pages.append(titled("Recipe", _recipe(found)))
     if found.files:
         pages.append(titled("Sources", _files(found)))
     if not (found.recipe or found.files):
         pages.append(Text("Recipe and source files are the same: prefmix, or what it stands on, is not.", "dim"))
-    for name, title, mixture in (("came", "Came", found.b), ("went", "Went", found.a)):
-        table: pl.DataFrame = getattr(found, name)
-        if table.height:
-            pages.append(
-                titled(
-                    title, _by_reason(table, _STYLES[name]), _OTHER[name].format(found.a if name == "came" else found.b)
-                )
-            )
-            pages += _rows(table, mixture, limit, "reason")
+    if found.came.height:
+        reasons = _by_reason(found.came, _STYLES["came"])
+        pages.append(titled("Came", reasons, f"why they were not in {found.a}"))
+        pages += _rows(found.came, found.b, limit, "reason")
+    if found.went.height:
+        reasons = _by_reason(found.went, _STYLES["went"])
+        pages.append(titled("Went", reasons, f"why they are not in {found.b}"))
+        pages += _rows(found.went, found.a, limit, "reason")
     if found.moved.height:
         ways = found.moved.group_by("subset", "source", "old", "new").len("rows").sort("subset", "source", "old", "new")
         pages.append(titled("Moved between splits", _moves(ways)))
         pages += _rows(found.moved, found.b, limit, None)
     if found.changed.height:
-        columns = (
-            found.changed.explode("columns", empty_as_null=True)
-            .group_by("source", "columns")
-            .len("rows")
-            .sort("source", "columns")
-        )
+        columns = found.changed.explode("columns", empty_as_null=True).group_by("source", "columns").len("rows")
+        columns = columns.sort("source", "columns")
         pages.append(titled("Changed", _columns(columns), "the same id, other contents or scores"))
         pages += _rows(found.changed, found.b, limit, "columns")
     return Group(*pages)
 
 
-_OTHER = {"came": "why they were not in {}", "went": "why they are not in {}"}
-
-
-def _head(found: Diff, counts: Mapping[str, int]) -> RenderableType:
+def _head(found: Diff) -> RenderableType:
     old, new = (mixture.funnel[-1]["out"] for mixture in (found.a, found.b))
     line = Text.assemble((str(found.a), "bold"), f" {old:,} rows → ", (str(found.b), "bold"), f" {new:,} rows")
-    parts = [Text(f"{count:,} {name}", _STYLES[name] if count else "dim") for name, count in counts.items()]
-    parts.append(Text(f"{found.stayed:,} stayed", "dim"))
-    summary = Text(", ").join(parts)
+    styles = {name: _STYLES.get(name, "dim") if count else "dim" for name, count in found.counts.items()}
+    summary = Text(", ").join(Text(f"{count:,} {name}", styles[name]) for name, count in found.counts.items())
     if found.is_empty:
         summary = Text("The same rows in the same splits; only their columns or their layout differ.")
     return Group(line, summary)
@@ -136,10 +124,9 @@ def _rows(table: pl.DataFrame, mixture: Mixture, limit: int, extra: str | None) 
     texts = kept_rows(mixture, shown["id"].to_list())
     page = grid("", "", *([""] if extra else []), "~")
     for row in shown.iter_rows(named=True):
-        value = row[extra] if extra else None
-        note = [Text(", ".join(value) if isinstance(value, list) else value or "")] if extra else []
-        page.add_row(
-            Text(row["id"][:12], "bold"), Text(row["source"]), *note, clipped(opening(texts.get(row["id"])), "dim")
-        )
+        value = row[extra] if extra else ""
+        note = [Text(", ".join(value) if isinstance(value, list) else value)] if extra else []
+        asked = clipped(opening(texts.get(row["id"])), "dim")
+        page.add_row(Text(row["id"][:12], "bold"), Text(row["source"]), *note, asked)
     more = [Text(f"{table.height - limit:,} more: --limit {table.height}", "dim")] if table.height > limit else []
     return ["", Trimmed(page), *more]

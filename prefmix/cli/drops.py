@@ -13,29 +13,22 @@ from prefmix.inspect import evidence, sentence
 from prefmix.mixture import Mixture
 
 
-def counts_page(mixture: Mixture, counts: pl.DataFrame) -> RenderableType:
-    """How many rows went for each reason, and from which sources."""
+def counts_page(mixture: Mixture, counts: pl.DataFrame, source: str | None = None) -> RenderableType:
+    """How many rows went for each reason, and from which sources; or how many of one source."""
     by_reason: dict[str, dict[str, int]] = {}
-    for reason, source, rows in counts.select("reason", "source", "rows").rows():
-        by_reason.setdefault(reason, {})[source] = rows
-    totals = {reason: sum(sources.values()) for reason, sources in by_reason.items()}
-    dropped, read = sum(totals.values()), mixture.funnel[0]["out"]
+    for reason, name, rows in counts.select("reason", "source", "rows").rows():
+        by_reason.setdefault(reason, {})[name] = rows
+    totals = {reason: sum(rows.values()) for reason, rows in by_reason.items()}
+    dropped = sum(totals.values())
+    read = mixture.manifest["sources"][source]["read"] if source else mixture.funnel[0]["out"]
     table = grid("", ">rows", ">of read", "~", "~", header=True)
     for reason, rows in by_count(totals):
-        sources = ", ".join(f"{source} {count:,}" for source, count in by_count(by_reason[reason]))
-        share = Text(percent(rows, read), "dim")
-        table.add_row(
-            reason,
-            Text(f"{rows:,}", "yellow"),
-            share,
-            Bar(rows, dropped, "yellow", 10, thin=True),
-            clipped(sources, "dim"),
-        )
-    head = Text.assemble((str(mixture), "bold"), f"  {dropped:,} of {read:,} rows read are not in it")
-    if len(totals) == 1:
-        head = Text.assemble(
-            (str(mixture), "bold"), f"  {dropped:,} of {read:,} rows read: {sentence(next(iter(totals)))}"
-        )
+        names = ", ".join(f"{name} {count:,}" for name, count in by_count(by_reason[reason]))
+        bar = Bar(rows, dropped, "yellow", 10, thin=True)
+        table.add_row(reason, Text(f"{rows:,}", "yellow"), Text(percent(rows, read), "dim"), bar, clipped(names, "dim"))
+    what = f": {sentence(*totals)}" if len(totals) == 1 else " are not in it"
+    where = f" from {source}" if source else ""
+    head = Text.assemble((str(mixture), "bold"), f"  {dropped:,} of {read:,} rows read{where}{what}")
     return Group(head, Trimmed(table))
 
 

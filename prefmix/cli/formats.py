@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from prefmix.cli.screen import emit_json, out
+from prefmix.cli.screen import command_line, emit_json, out, say, say_next
 from prefmix.errors import UsageError
 
 
@@ -81,7 +82,7 @@ def _formats() -> dict[str, dict[str, Any]]:
 def _print_formats(formats: Mapping[str, Mapping[str, Any]]) -> None:
     from rich.text import Text
 
-    from prefmix.cli.pages import Trimmed, grid, next_page
+    from prefmix.cli.charts import Trimmed, grid
 
     table = grid("", "*")
     for name, entry in formats.items():
@@ -92,20 +93,18 @@ def _print_formats(formats: Mapping[str, Mapping[str, Any]]) -> None:
         table.add_row(Text(name, "bold"), Text.assemble((" or ".join(entry["kinds"]), "cyan"), columns))
         table.add_row("", Text(entry["description"], "dim"))
     out().print(Trimmed(table))
-    out().print()
-    out().print(
-        Text("Columns in brackets may be missing. A source that names no format gets the one that fits.", "dim")
-    )
-    out().print(next_page([(f"prefmix sources {next(iter(formats))}", "its columns, options and data card")]))
+    say()
+    say(("Columns in brackets may be missing. A source that names no format gets the one that fits.", "dim"))
+    say_next([(command_line("sources", next(iter(formats))), "its columns, options and data card")])
 
 
 def _print_format(entry: Mapping[str, Any]) -> None:
     from rich.text import Text
 
-    from prefmix.cli.pages import Trimmed, grid
+    from prefmix.cli.charts import Trimmed, grid
 
-    out().print(Text.assemble((entry["name"], "bold"), "  ", (entry["description"], "dim")), soft_wrap=True)
-    out().print()
+    say((entry["name"], "bold"), "  ", (entry["description"], "dim"))
+    say()
     table = grid("kind", "column", "", "*what", header=True)
     for number, shape in enumerate(entry["layouts"]):
         if number:
@@ -118,15 +117,15 @@ def _print_format(entry: Mapping[str, Any]) -> None:
     out().print(Trimmed(table))
     for key, values in entry["options"].items():
         shown = " or ".join(f'"{value}"' for value in values) if isinstance(values, list) else repr(values)
-        out().print()
-        out().print(Text.assemble(f"options.{key} = {shown}", ("  the first is the default", "dim")))
-    out().print()
+        say()
+        say(f"options.{key} = {shown}", ("  the first is the default", "dim"))
+    say()
 
 
 def _print_card(text: str) -> None:
     """A data card: laid out on a terminal, as it is elsewhere."""
     if not out().is_terminal:
-        click.echo(text)
+        sys.stdout.write(f"{text}\n")
         return
     from rich.markdown import Markdown
 

@@ -26,6 +26,7 @@ def preview(curated: Curated) -> dict[str, Any]:
         "sources": sources,
         "subsets": {kind: _split_sizes(curated, kind) for kind, frame in curated.kept.items() if frame.height},
         "audit": dict(curated.audit),
+        "contamination": dict(curated.contamination),
         "warnings": warnings(sources),
     }
 

@@ -6,8 +6,7 @@ import os
 import sys
 import traceback
 from importlib import import_module
-from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -59,14 +58,9 @@ class Commands(click.Group):
 @click.group(
     cls=Commands, epilog=FIRST_STEPS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(version("prefmix"), prog_name="prefmix")
+@click.version_option(package_name="prefmix", prog_name="prefmix")
 def prefmix() -> None:
     """Curate and mix preference and SFT data sets into versioned, explainable mixtures."""
-
-
-def main() -> NoReturn:
-    """Runs the command line and exits: 0 ok, 1 expected failure, 2 usage or recipe, 3 gate failed, 130 interrupted."""
-    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
@@ -80,10 +74,10 @@ def run(arguments: list[str]) -> int:
     except PrefmixError as error:
         return _failed(str(error), error.exit_code)
     except click.ClickException as error:
-        error.show()
+        error.show(file=sys.stderr)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        click.echo(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,5 +103,5 @@ def _failed(text: str, code: int) -> int:
         traceback.print_exc()
     lines = [line for line in text.splitlines() if line]
     text = "\n".join([f"{click.style('error:', fg='red', bold=True)} {lines[0]}", *lines[1:]])
-    click.echo(text, err=True, color=False if os.environ.get("NO_COLOR") else None)
+    click.echo(text, file=sys.stderr, color=False if os.environ.get("NO_COLOR") else None)
     return code

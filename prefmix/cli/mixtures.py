@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from prefmix.cli.progress import run_beside
-from prefmix.cli.screen import emit_json, err, out
+from prefmix.cli.documents import diff_json, dropped_json, entry_json, row_json, story_json
+from prefmix.cli.options import json_option, store_option
+from prefmix.cli.progress import busy
+from prefmix.cli.screen import command_line, emit_json, err, out, say, say_next, say_warnings
 from prefmix.errors import MixtureError, UsageError
 
 if TYPE_CHECKING:
     import polars as pl
-    from rich.console import RenderableType
 
-    from prefmix.inspect import Dropped, Row, Story
     from prefmix.mixture import Mixture
 
 _SHOWN_ROWS = 20
 _DIFF_ROWS = 5
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Result = TypeVar("Result")
-
-
-def _store_option(command: Command) -> Command:
-    where = "Folder that holds the mixtures; else PREFMIX_STORE, else ./mixtures."
-    return click.option("--store", type=click.Path(file_okay=False), metavar="DIR", help=where)(command)
-
-
-def _json_option(command: Command) -> Command:
-    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
 
 
 def _limit_option(what: str, default: int) -> Callable[[Command], Command]:
@@ -45,8 +35,8 @@ def _limit_option(what: str, default: int) -> Callable[[Command], Command]:
 @click.argument("mixture", metavar="MIXTURE")
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Read N rows in place of the numbers.")
 @click.option("--reason", metavar="REASON", help="With --sample: rows that were dropped for REASON, as in filter/tie.")
-@_store_option
-@_json_option
+@store_option
+@json_option
 def show_command(mixture: str, sample: int | None, reason: str | None, store: str | None, as_json: bool) -> None:
     """Show what is in a mixture and what became of the rows that are not.
 
@@ -68,8 +58,8 @@ def show_command(mixture: str, sample: int | None, reason: str | None, store: st
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @_limit_option("Rows to list of each kind", _DIFF_ROWS)
-@_store_option
-@_json_option
+@store_option
+@json_option
 def diff_command(a: str, b: str, limit: int | None, store: str | None, as_json: bool) -> None:
     """Say which rows came, went or moved between two mixtures, and why.
 
@@ -80,16 +70,16 @@ def diff_command(a: str, b: str, limit: int | None, store: str | None, as_json: 
 
     old, new = _open(a, store), _open(b, store)
     if old.digest == new.digest and not as_json:
-        out().print(_text(f"{old} and {new} have the same rows: digest {old.digest[:12]}"), soft_wrap=True)
+        say(f"{old} and {new} have the same rows: digest {old.digest[:12]}")
         return
-    found = _busy("comparing", lambda: inspect.diff(old, new))
+    found = busy("comparing", lambda: inspect.diff(old, new))
     if as_json:
-        emit_json(_diff_json(found, limit))
+        emit_json(diff_json(found, limit))
         return
     from prefmix.cli.differences import diff_page
 
-    out().print(_busy("reading rows", lambda: diff_page(found, _DIFF_ROWS if limit is None else limit)))
-    _next([(_again("why", str(new), "ID", store=store), "the story of one row")])
+    out().print(busy("reading rows", lambda: diff_page(found, _DIFF_ROWS if limit is None else limit)))
+    say_next([(_again("why", new, "ID", store=store), "the story of one row")])
 
 
 @click.command("drops")
@@ -97,8 +87,8 @@ def diff_command(a: str, b: str, limit: int | None, store: str | None, as_json: 
 @click.option("--reason", metavar="REASON", help="List the rows of one reason (filter/tie) or one stage (filter).")
 @click.option("--source", metavar="NAME", help="List the rows of one source.")
 @_limit_option("Rows to list", _SHOWN_ROWS)
-@_store_option
-@_json_option
+@store_option
+@json_option
 def drops_command(
     mixture: str, reason: str | None, source: str | None, limit: int | None, store: str | None, as_json: bool
 ) -> None:
@@ -122,11 +112,11 @@ def drops_command(
         _emit_drops(opened, counts, rows if limit is None else rows.head(limit))
     elif counts.is_empty():
         among = f" of {source}" if source else ""
-        out().print(_text(f"No row{among} was dropped{f' for {reason}' if reason else ''}."))
+        say(f"No row{among} was dropped{f' for {reason}' if reason else ''}.")
     elif reason is None and source is None and limit is None:
         _count_drops(opened, counts, store)
     else:
-        _list_drops(opened, counts, rows.head(_SHOWN_ROWS if limit is None else limit), store)
+        _list_drops(opened, source, counts, rows.head(_SHOWN_ROWS if limit is None else limit), store)
 
 
 @click.command("why")
@@ -135,8 +125,8 @@ def drops_command(
 @click.option(
     "--limit", type=click.IntRange(min=1), default=_SHOWN_ROWS, metavar="N", show_default=True, help="Rows to tell of."
 )
-@_store_option
-@_json_option
+@store_option
+@json_option
 def why_command(mixture: str, query: str, limit: int, store: str | None, as_json: bool) -> None:
     """Tell the story of one row: why it is in a mixture, or why not.
 
@@ -148,36 +138,31 @@ def why_command(mixture: str, query: str, limit: int, store: str | None, as_json
     opened = _open(mixture, store)
     if not query.strip():
         raise UsageError("why: name a row by its id, or by text that it contains.")
-    stories, count, problems = _busy("looking for the row", lambda: inspect.why(opened, query, limit))
+    stories, count, problems = busy("looking for the row", lambda: inspect.why(opened, query, limit))
     if not as_json:
-        _warn(problems)
+        say_warnings(problems)
     if not stories:
         unread = "".join(f"\n{problem}" for problem in problems) if as_json else ""
         raise MixtureError(f"No row that {opened} was made from has {query!r} as its id or in its text.{unread}")
     if as_json:
-        emit_json(
-            {
-                "mixture": str(opened),
-                "found": count,
-                "rows": [_story_json(story) for story in stories],
-                "problems": problems,
-            }
-        )
+        rows = [story_json(story) for story in stories]
+        emit_json({"mixture": str(opened), "found": count, "rows": rows, "problems": problems})
         return
     from prefmix.cli.texts import stories_page, story_page
 
     if len(stories) == 1:
-        out().print(story_page(stories[0], str(opened)))
+        out().print(story_page(stories[0], opened))
         return
-    out().print(_text(f"{count:,} rows have it"), stories_page(stories), sep="\n")
+    say(f"{count:,} rows have it")
+    out().print(stories_page(stories))
     if count > len(stories):
-        out().print(_text(f"{count - len(stories):,} more: --limit {count}", "dim"))
-    _next([(_again("why", str(opened), stories[0].id[:12], store=store), "the story of one of them")])
+        say((f"{count - len(stories):,} more: --limit {count}", "dim"))
+    say_next([(_again("why", opened, stories[0].id[:12], store=store), "the story of one of them")])
 
 
 @click.command("list")
-@_store_option
-@_json_option
+@store_option
+@json_option
 def list_command(store: str | None, as_json: bool) -> None:
     """List the mixtures in the store and their versions."""
     from prefmix.inspect import listing
@@ -189,27 +174,25 @@ def list_command(store: str | None, as_json: bool) -> None:
         emit_json([asdict(each) for each in found])
         return
     if not found:
-        out().print(_text(f"No mixtures in {shelf.root}."), soft_wrap=True)
-        _next([("prefmix build RECIPE", "make one"), ("prefmix init", "write a recipe")])
+        say(f"No mixtures in {shelf.root}.")
+        say_next([("prefmix build RECIPE", "make one"), ("prefmix init", "write a recipe")])
         return
     from prefmix.cli.pages import list_page
 
     out().print(list_page(found))
-    _next([(_again("show", found[-1].name, store=store), "what is in it")])
+    say_next([(command_line("show", found[-1].name, store=store), "what is in it")])
 
 
 @click.command("rm")
 @click.argument("mixture", metavar="MIXTURE")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
-@_store_option
+@store_option
 def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
     """Remove a version of a mixture.
 
     Its folder goes; its label stays taken and never names other rows later.
     """
-    import sys
-
     from prefmix.store import Store
 
     opened, rows = _to_remove(mixture, store)
@@ -221,13 +204,13 @@ def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"rm {mixture} would remove {what}. Give --yes to do it.")
-        err().print(_text(what), soft_wrap=True)
+        say(what, on=err())
         if not click.confirm("Remove it?", err=True):
             err().print("Nothing was removed.")
             return
     Store(home.parent).remove(opened)
     if not quiet:
-        err().print(_text(f"Removed {what}"), soft_wrap=True)
+        say(f"Removed {what}", on=err())
 
 
 def _to_remove(reference: str, store: str | None) -> tuple[Mixture, str]:
@@ -264,7 +247,7 @@ def _open(reference: str, store: str | None) -> Mixture:
 def _show(mixture: Mixture, store: str | None, as_json: bool) -> None:
     from prefmix import inspect
 
-    found = _busy("measuring", lambda: inspect.overview(mixture))
+    found = busy("measuring", lambda: inspect.overview(mixture))
     if as_json:
         emit_json(found)
         return
@@ -281,19 +264,18 @@ def _show(mixture: Mixture, store: str | None, as_json: bool) -> None:
     )
     if reported := pages.audit_page(manifest):
         out().print(pages.titled("Reported, not dropped", reported))
-    reference = str(mixture)
-    commands = [(_again("show", reference, "--sample", "3", store=store), "read some rows")]
+    commands = [(_again("show", mixture, "--sample", "3", store=store), "read some rows")]
     if any(stage["dropped"] for stage in mixture.funnel):
-        commands.append((_again("drops", reference, store=store), "the rows that are not in it"))
-    _next(commands)
+        commands.append((_again("drops", mixture, store=store), "the rows that are not in it"))
+    say_next(commands)
 
 
 def _show_rows(mixture: Mixture, count: int, as_json: bool) -> None:
     from prefmix import inspect
 
-    rows = inspect.sample(mixture, count)
+    rows = busy("reading rows", lambda: inspect.sample(mixture, count))
     if as_json:
-        emit_json({"mixture": str(mixture), "rows": [asdict(row) for row in rows]})
+        emit_json({"mixture": str(mixture), "rows": [row_json(row) for row in rows]})
         return
     from prefmix.cli.texts import row_page
 
@@ -305,21 +287,21 @@ def _show_dropped(mixture: Mixture, reason: str, count: int, as_json: bool) -> N
     from prefmix import inspect
 
     entries = inspect.sample_drops(mixture, _reasons(mixture, reason), count)
-    dropped, problems = _busy("reading the sources again", lambda: inspect.dropped_rows(mixture, entries))
+    dropped, problems = busy("reading the sources again", lambda: inspect.dropped_rows(mixture, entries))
     if as_json:
-        emit_json({"mixture": str(mixture), "rows": [_dropped_json(each) for each in dropped], "problems": problems})
+        emit_json({"mixture": str(mixture), "rows": [dropped_json(each) for each in dropped], "problems": problems})
         return
     from prefmix.cli.texts import dropped_page
 
-    _warn(problems)
+    say_warnings(problems)
     if not dropped:
-        out().print(_text(f"No row was dropped for {reason}."))
+        say(f"No row was dropped for {reason}.")
     for each in dropped:
         out().print(dropped_page(each))
 
 
 def _emit_drops(mixture: Mixture, counts: pl.DataFrame, rows: pl.LazyFrame) -> None:
-    entries = [_entry_json(entry) for entry in rows.collect().iter_rows(named=True)]
+    entries = [entry_json(entry) for entry in rows.collect().iter_rows(named=True)]
     dropped = int(counts["rows"].sum())
     emit_json({"mixture": str(mixture), "dropped": dropped, "counts": counts.to_dicts(), "rows": entries})
 
@@ -330,25 +312,31 @@ def _count_drops(mixture: Mixture, counts: pl.DataFrame, store: str | None) -> N
     out().print(counts_page(mixture, counts))
     totals = counts.drop("source").group_by("reason").sum()
     most = totals.sort("rows", "reason", descending=[True, False])["reason"][0]
-    texts = _again("show", str(mixture), "--sample", "3", "--reason", most, store=store)
-    _next(
-        [
-            (_again("drops", str(mixture), "--reason", most, store=store), "the rows of one reason"),
-            (texts, "their texts"),
-        ]
-    )
+    texts = _again("show", mixture, "--sample", "3", "--reason", most, store=store)
+    rows = _again("drops", mixture, "--reason", most, store=store)
+    say_next([(rows, "the rows of one reason"), (texts, "their texts")])
 
 
-def _list_drops(mixture: Mixture, counts: pl.DataFrame, rows: pl.LazyFrame, store: str | None) -> None:
+def _list_drops(
+    mixture: Mixture, source: str | None, counts: pl.DataFrame, rows: pl.LazyFrame, store: str | None
+) -> None:
     from prefmix.cli.drops import counts_page, rows_page
 
     listed, dropped = rows.collect(), int(counts["rows"].sum())
-    out().print(counts_page(mixture, counts))
+    out().print(counts_page(mixture, counts, source))
     out().print(rows_page(listed, several_reasons=counts["reason"].n_unique() > 1))
     if dropped > listed.height:
-        out().print(_text(f"{dropped - listed.height:,} more: --limit {dropped}", "dim"))
+        say((f"{dropped - listed.height:,} more: --limit {dropped}", "dim"))
     if listed.height:
-        _next([(_again("why", str(mixture), listed["id"][0][:12], store=store), "the story of one of them")])
+        say_next([(_again("why", mixture, listed["id"][0][:12], store=store), "the story of one of them")])
+
+
+def _again(name: str, mixture: Mixture, *words: str, store: str | None) -> str:
+    """A command line about the same mixture: by its folder where the store has not got it."""
+    from prefmix.store import Store
+
+    stored = (Store(store).root / mixture.name / mixture.build).resolve() == mixture.folder.resolve()
+    return command_line(name, str(mixture if stored else mixture.folder), *words, store=store)
 
 
 def _reasons(mixture: Mixture, reason: str | None) -> list[str]:
@@ -363,83 +351,3 @@ def _reasons(mixture: Mixture, reason: str | None) -> list[str]:
     except LookupError as error:
         there = f" {mixture} has: {', '.join(present)}." if present else ""
         raise UsageError(f"--reason: {error.args[0]}.{there}") from None
-
-
-def _entry_json(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A ledger row with its evidence as an object."""
-    import json
-
-    return {**entry, "detail": entry["detail"] and json.loads(entry["detail"])}
-
-
-def _row_json(row: Row | None) -> dict[str, Any] | None:
-    return None if row is None else asdict(row)
-
-
-def _dropped_json(dropped: Dropped) -> dict[str, Any]:
-    kept = {"kept": _row_json(dropped.kept), "kept_reason": dropped.kept_reason}
-    return {**_entry_json(dropped.entry), "row": _row_json(dropped.row), **kept}
-
-
-def _story_json(story: Story) -> dict[str, Any]:
-    return {
-        "id": story.id,
-        "in_mixture": story.row is not None,
-        "row": _row_json(story.row),
-        "places": list(story.places),
-        "changes": [_entry_json(change) for change in story.changes],
-        "dropped": [_dropped_json(dropped) for dropped in story.dropped],
-        "instead_of": [_entry_json(entry) for entry in story.instead_of],
-    }
-
-
-def _diff_json(found: Any, limit: int | None) -> dict[str, Any]:
-    tables: dict[str, pl.DataFrame] = {name: getattr(found, name) for name in ("came", "went", "moved", "changed")}
-    sides = {
-        name: {"mixture": str(mixture), "digest": mixture.digest, "rows": mixture.funnel[-1]["out"]}
-        for name, mixture in (("a", found.a), ("b", found.b))
-    }
-    counts = {
-        name: int(table["copies"].sum()) if "copies" in table.columns else table.height
-        for name, table in tables.items()
-    }
-    return {
-        **sides,
-        "same_digest": found.a.digest == found.b.digest,
-        "recipe": [asdict(change) for change in found.recipe],
-        "files": [asdict(change) for change in found.files],
-        "counts": {**counts, "stayed": found.stayed},
-        **{name: (table if limit is None else table.head(limit)).to_dicts() for name, table in tables.items()},
-    }
-
-
-def _again(command: str, *words: str, store: str | None) -> str:
-    """A command line of prefmix for the same store."""
-    return shlex.join(["prefmix", command, *words, *(["--store", store] if store else [])])
-
-
-def _next(commands: Sequence[tuple[str, str]]) -> None:
-    from prefmix.cli.pages import next_page
-
-    out().print(next_page(commands), soft_wrap=True)
-
-
-def _warn(problems: Iterable[str]) -> None:
-    from rich.text import Text
-
-    for problem in problems:
-        err().print(Text.assemble(("warning: ", "bold yellow"), problem), soft_wrap=True)
-
-
-def _busy(what: str, work: Callable[[], Result]) -> Result:
-    """The result of work that may take seconds: a spinner on a terminal, and Ctrl-C ends it at once."""
-    if not err().is_terminal:
-        return run_beside(lambda progress: work(), bars=False)
-    with err().status(f"[dim]{what}[/]", spinner="line", spinner_style="dim"):
-        return run_beside(lambda progress: work(), bars=False)
-
-
-def _text(text: str, style: str = "") -> RenderableType:
-    from rich.text import Text
-
-    return Text(text, style)

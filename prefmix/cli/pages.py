@@ -66,7 +66,7 @@ def sources_page(manifest: Manifest, rows: Mapping[str, int] | None = None) -> R
         table.add_row(Text(name), *counts, percent(own, total), Bar(own, total, width=12), lost)
         origins.add_row(Text(name), _origin(entry))
         if dropped:
-            origins.add_row("", Text(f"− {top_reasons(entry['dropped'])}", "dim"))
+            origins.add_row("", Text(f"− {_top_reasons(entry['dropped'])}", "dim"))
     return Trimmed(Group(table, "", origins))
 
 
@@ -153,12 +153,9 @@ def list_page(found: Sequence[Listed]) -> RenderableType:
     return Group(Trimmed(table), *problems)
 
 
-def next_page(commands: Sequence[tuple[str, str]]) -> RenderableType:
-    """The commands that are of use now, each with what it tells where the screen is wide enough for it."""
-    return _Next(commands)
+class NextPage:
+    """The command lines that are of use now, each with what it is for where the screen is wide enough for that."""
 
-
-class _Next:
     def __init__(self, commands: Sequence[tuple[str, str]]) -> None:
         self.commands = commands
 
@@ -181,7 +178,7 @@ def by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
 
 
-def top_reasons(dropped: Mapping[str, int]) -> str:
+def _top_reasons(dropped: Mapping[str, int]) -> str:
     """`filter/tie 3, dedupe/pair 2, filter/inverted 2, others 6`."""
     ranked = by_count(dropped)
     named = ", ".join(f"{reason} {count:,}" for reason, count in ranked[:_TOP_REASONS])

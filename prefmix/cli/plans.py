@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from prefmix.cli.screen import out
+from prefmix.cli.screen import out, say
 
 if TYPE_CHECKING:
     from prefmix.recipe import Filter, Recipe
@@ -74,14 +74,14 @@ def print_plan(path: str, plan: Mapping[str, Any]) -> None:
     """The plan as a page."""
     from rich.text import Text
 
-    from prefmix.cli.pages import Trimmed, grid, size
+    from prefmix.cli.charts import Trimmed, grid, size
 
     sources = plan["sources"]
     rows = [entry["rows"] for entry in sources.values()]
     counts = [f"{len(sources)} source{'s' * (len(sources) != 1)}", f"{sum(rows):,} rows" if None not in rows else ""]
     many = ", ".join(part for part in (*counts, size(sum(entry["bytes"] for entry in sources.values()))) if part)
-    out().print(Text.assemble((plan["name"], "bold"), f"  {path} can be built  ", (many, "dim")), soft_wrap=True)
-    out().print()
+    say((plan["name"], "bold"), f"  {path} can be built  ", (many, "dim"))
+    say()
     table = grid("source", "kind", "format", ">rows", ">size", header=True)
     origins, settings = grid("", "*"), grid("", "*")
     for name, entry in sources.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import TypeVar
+
+import click
 
 from prefmix.cli.screen import err
 
@@ -23,36 +23,24 @@ _STAGES = {
     "filter": ("filtering", ""),
     "tokens": ("counting tokens", "texts"),
     "dedupe": ("removing duplicates", ""),
+    "decontaminate": ("decontaminating", ""),
     "mix": ("mixing", ""),
+    "split": ("splitting", ""),
     "write": ("writing", "rows"),
 }
 _WIDEST = max(len(label) for label, _ in _STAGES.values())
-_INTERRUPTED = 130
 _LOOK_S = 0.1  # a signal that arrives just before a wait begins is seen when it ends
+#: What an interrupted command says that would have written something at its end.
+NOTHING_WRITTEN = "nothing was written"
 
 
-def nothing_was_written() -> str:
-    """What an interrupted command says that writes nothing before its end."""
-    return "nothing was written"
-
-
-def run_beside(
-    work: Callable[[Progress], Result], *, abandon: Callable[[], str] = nothing_was_written, bars: bool = True
-) -> Result:
-    """Gives the result of `work(progress)`, or raises what it raises.
+def run_beside(work: Callable[[], Result], *, abandon: Callable[[], str] | None = None) -> Result:
+    """Gives the result of `work()`, or raises what it raises.
 
     The work runs in a daemon thread: Polars and the tokenizers do not return to Python for seconds, and a signal is
-    only seen by a main thread that waits in Python. At Ctrl-C the process ends with exit code 130 without waiting for
-    the thread; `abandon` cleans up before that and says what became of the work.
+    only seen by a main thread that waits in Python. At Ctrl-C it raises click.Abort without waiting for the thread,
+    which goes on until the process ends; `abandon` cleans up before that and says what became of the work.
     """
-    try:
-        with _shown(bars) as progress:
-            return _in_thread(lambda: work(progress))
-    except KeyboardInterrupt:
-        _leave(abandon)
-
-
-def _in_thread(work: Callable[[], Result]) -> Result:
     results: list[Result] = []
     errors: list[BaseException] = []
     ended = threading.Event()
@@ -65,28 +53,34 @@ def _in_thread(work: Callable[[], Result]) -> Result:
         finally:
             ended.set()
 
-    threading.Thread(target=run, name="prefmix-work", daemon=True).start()
-    while not ended.wait(_LOOK_S):
-        pass
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        # No longer __main__'s answer, which ends the process: from here on there may be something to clean up.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Thread(target=run, name="prefmix-work", daemon=True).start()
+        while not ended.wait(_LOOK_S):
+            pass
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the cleaning up
+        raise click.Abort(abandon() if abandon else "") from None
     if errors:
         raise errors[0]
     return results[0]
 
 
-def _leave(abandon: Callable[[], str]) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the cleaning up
-    err().show_cursor(True)
-    sys.stderr.write(f"interrupted: {abandon()}\n")
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(_INTERRUPTED)
+def busy(what: str, work: Callable[[], Result]) -> Result:
+    """`run_beside` for work that may take seconds and has no stages: a spinner on a terminal."""
+    if not err().is_terminal:
+        return run_beside(work)
+    with err().status(f"[dim]{what}[/]", spinner="line", spinner_style="dim"):
+        return run_beside(work)
 
 
 @contextmanager
-def _shown(bars: bool) -> Generator[Progress]:
+def bars(wanted: bool = True) -> Generator[Progress]:
     """A callback that draws a bar per stage on a terminal and does nothing elsewhere. The bars are gone afterwards."""
     console = err()
-    if not bars or not console.is_terminal:
+    if not wanted or not console.is_terminal:
         yield lambda stage, done, total: None
         return
     from rich import progress as rich_progress
@@ -99,10 +93,13 @@ def _shown(bars: bool) -> Generator[Progress]:
     )
     display = rich_progress.Progress(*columns, console=console, transient=True)
     tasks: dict[tuple[str, int], rich_progress.TaskID] = {}
+    drawing = True
 
     def show(stage: str, done: int, total: int) -> None:
+        if not drawing:  # the work of an interrupted command goes on for a moment
+            return
         display.start()  # only now: downloads that come before it have bars of their own
-        label, unit = _STAGES[stage]
+        label, unit = _STAGES.get(stage, (stage, ""))
         key = (stage, threading.get_ident())  # a stage may work on two subsets at once
         if key not in tasks:
             tasks[key] = display.add_task(label.ljust(_WIDEST), total=None, counted="")
@@ -113,4 +110,5 @@ def _shown(bars: bool) -> Generator[Progress]:
     try:
         yield show
     finally:
+        drawing = False
         display.stop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,22 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prefmix.cli.options import override_option
+from prefmix.cli.plans import plan_json, print_plan
 from prefmix.cli.progress import run_beside
-from prefmix.cli.screen import emit_json, err, out
+from prefmix.cli.screen import command_line, emit_json, err, say, say_next
 from prefmix.errors import PrefmixError, Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from prefmix.recipe import Recipe
     from prefmix.sources import Source
     from prefmix.tokens import LoadedTokenizer
-
-override_option = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a key of the recipe, as in filter.min_margin=1.0; may be given more than once.",
-)
 
 
 def read_recipe(path: str, overrides: Sequence[str]) -> Recipe:
@@ -50,9 +43,8 @@ def _unknown_formats(path: str, recipe: Recipe | None) -> Iterator[Problem]:
 
     from prefmix.recipe.problems import nearest
 
-    named: dict[str, Any] = {}
     if recipe is not None:
-        named = {name: source.format for name, source in recipe.sources.items()}
+        named: dict[str, Any] = {name: source.format for name, source in recipe.sources.items()}
     else:
         try:
             sources = tomllib.loads(Path(path).read_text(encoding="utf-8-sig")).get("sources")
@@ -84,7 +76,7 @@ def check_command(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
     source, their format, the rows where files know them without being read, and the rules in force.
     """
     try:
-        plan = run_beside(lambda progress: _plan(recipe, overrides), bars=not as_json)
+        plan = run_beside(lambda: plan_json(*_checked(recipe, overrides)))
     except RecipeError as error:
         if not as_json:
             raise
@@ -94,21 +86,9 @@ def check_command(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
     if as_json:
         emit_json({"ok": True, "recipe": recipe, "problems": [], **plan})
         return
-    from prefmix.cli.pages import next_page
-    from prefmix.cli.plans import print_plan
-
     print_plan(recipe, plan)
-    sets = [word for override in overrides for word in ("--set", override)]
-    build = shlex.join(["prefmix", "build", recipe, *sets])
-    out().print(
-        next_page([(f"{build} --limit 100", "a first look at some rows"), (build, "all of it")]), soft_wrap=True
-    )
-
-
-def _plan(path: str, overrides: Sequence[str]) -> dict[str, Any]:
-    from prefmix.cli.plans import plan_json
-
-    return plan_json(*_checked(path, overrides))
+    build = command_line("build", recipe, overrides=overrides)
+    say_next([(f"{build} --limit 100", "a first look at some rows"), (build, "all of it")])
 
 
 def _checked(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Source], LoadedTokenizer | None]:
@@ -168,12 +148,12 @@ def schema_command(path: str | None) -> None:
     """
     from prefmix.recipe import json_schema
 
-    text = json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
     if path is None:
-        click.echo(text, nl=False)
+        emit_json(json_schema())
         return
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        text = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+        Path(path).write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
-    err().print(f"wrote {path}", soft_wrap=True, markup=False)
+    say(f"wrote {path}", on=err())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prefmix.cli.progress import run_beside
-from prefmix.cli.screen import out, say_warnings
+from prefmix.cli.progress import NOTHING_WRITTEN, run_beside
+from prefmix.cli.screen import command_line, out, say, say_next, say_warnings
 from prefmix.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def init_command(data: Sequence[str], shipped: str | None, path: str | None, for
         if path is not None:
             _refuse_existing([Path(path)], force)
         folder, name = (Path(path).parent, Path(path).stem) if path else (Path(), None)
-        starter = run_beside(lambda progress: _starter(data, folder, name), bars=not quiet)
+        starter = run_beside(lambda: _starter(data, folder, name), abandon=lambda: NOTHING_WRITTEN)
         target = Path(path or f"{starter.name}.toml")
         _refuse_existing([target], force)
         with _writing(target):
@@ -55,12 +54,9 @@ def init_command(data: Sequence[str], shipped: str | None, path: str | None, for
         if not quiet:
             _report(target, starter)
     if not quiet:
-        from prefmix.cli.pages import next_page
-
-        build = f"prefmix build {shlex.quote(str(target))}"
-        commands = [(f"prefmix check {shlex.quote(str(target))}", "what a build would read")]
-        commands += [(f"{build} --limit 100", "a first look at some rows"), (build, "all of it")]
-        out().print(next_page(commands), soft_wrap=True)
+        build = command_line("build", str(target))
+        commands = [(command_line("check", str(target)), "what a build would read")]
+        say_next([*commands, (f"{build} --limit 100", "a first look at some rows"), (build, "all of it")])
 
 
 def _starter(data: Sequence[str], folder: Path, name: str | None) -> Starter:
@@ -73,12 +69,11 @@ def _report(target: Path, starter: Starter) -> None:
     """What was found, and what was not taken."""
     from rich.text import Text
 
-    from prefmix.cli.pages import Trimmed, grid, size
+    from prefmix.cli.charts import Trimmed, grid, size
 
     count = len(starter.found)
-    sources = f"  {count} source{'s' * (count != 1)}"
-    out().print(Text.assemble("wrote ", (str(target), "bold"), (sources, "dim")), soft_wrap=True)
-    out().print()
+    say("wrote ", (str(target), "bold"), (f"  {count} source{'s' * (count != 1)}", "dim"))
+    say()
     table, origins = grid("source", "kind", "format", ">rows", ">size", header=True), grid("", "*")
     for each in starter.found:
         rows = each.source.count_rows()
@@ -90,10 +85,8 @@ def _report(target: Path, starter: Starter) -> None:
     for page in (Trimmed(table), "", Trimmed(origins)):
         out().print(page)
     notes = [f"left out: {each.reason}" for each in starter.left_out]
-    for each in starter.found:
-        if each.beside:
-            notes.append(f"left aside, because they are other splits: {', '.join(each.beside)}")
-    say_warnings(notes)
+    besides = [", ".join(each.beside) for each in starter.found if each.beside]
+    say_warnings([*notes, *(f"left aside, because they are other splits: {names}" for names in besides)])
 
 
 def _copy(name: str, target: Path, force: bool, quiet: bool) -> None:
@@ -108,10 +101,8 @@ def _copy(name: str, target: Path, force: bool, quiet: bool) -> None:
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
     if not quiet:
-        from rich.text import Text
-
         data = f" and its data, {len(copies) - 1} files in {target.parent / name}" if len(copies) > 1 else ""
-        out().print(Text.assemble("wrote ", (str(target), "bold"), data), soft_wrap=True)
+        say("wrote ", (str(target), "bold"), data)
 
 
 def _refuse_existing(targets: Iterable[Path], force: bool) -> None:

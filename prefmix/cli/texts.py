@@ -11,6 +11,7 @@ from rich.text import Text
 
 from prefmix.cli.charts import Trimmed, clipped, grid
 from prefmix.inspect import Dropped, Row, Story, evidence, sentence
+from prefmix.mixture import Mixture
 
 #: Characters of a turn that are shown; --json has them all.
 SHOWN_CHARS = 800
@@ -82,13 +83,15 @@ def dropped_page(dropped: Dropped, head: bool = True) -> RenderableType:
     return Group(*lines)
 
 
-def story_page(story: Story, reference: str) -> RenderableType:
+def story_page(story: Story, mixture: Mixture) -> RenderableType:
     """All that became of the rows with one id."""
     lines: list[RenderableType] = []
     if story.row:
-        lines.append(Text.assemble((story.id, "bold"), f"  is in {reference}"))
+        lines.append(Text.assemble((story.id, "bold"), f"  is in {mixture}"))
         facts = grid("", "*")
-        facts.add_row(Text("source", "dim"), Text(f"{story.row.source} ({story.row.kind})"))
+        files = mixture.manifest["sources"][story.row.source]["files"]
+        origin = f" · {plain(files[0]['path'])}" if len(files) == 1 else ""  # of several, nobody has noted which one
+        facts.add_row(Text("source", "dim"), Text(f"{story.row.source} ({story.row.kind}){origin}"))
         splits = [f"{spot['split']}, row {spot['row']:,}" for spot in story.places]
         facts.add_row(
             Text("split", "dim"), Text("; ".join(splits[:4]) + (f"; {len(splits) - 4:,} more" * (len(splits) > 4)))
@@ -104,7 +107,7 @@ def story_page(story: Story, reference: str) -> RenderableType:
         if story.row or number:
             lines += ["", Text("A copy of it was dropped.", "dim")]
         else:
-            lines.append(Text.assemble((story.id, "bold"), f"  is not in {reference}"))
+            lines.append(Text.assemble((story.id, "bold"), f"  is not in {mixture}"))
         entry = dropped.entry
         lines += [
             Text(f"{entry['source']} ({entry['kind']}) · {place(entry)}", "dim"),

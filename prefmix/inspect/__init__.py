@@ -20,10 +20,9 @@ from prefmix.inspect.overview import (
 )
 from prefmix.inspect.reasons import SENTENCES, evidence, matching, sentence
 from prefmix.inspect.rows import Dropped, Row, dropped_rows, kept_rows, sample, sample_drops
-from prefmix.inspect.why import ID_DIGITS, Story, drop_counts, why
+from prefmix.inspect.why import Story, drop_counts, why
 
 __all__ = [
-    "ID_DIGITS",
     "SENTENCES",
     "Diff",
     "Dropped",

@@ -67,6 +67,12 @@ class Diff:
     changed: pl.DataFrame
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many rows came, went, moved, changed and stayed, copies included for those that came, went or stayed."""
+        copies = {"came": int(self.came["copies"].sum()), "went": int(self.went["copies"].sum())}
+        return {**copies, "moved": self.moved.height, "changed": self.changed.height, "stayed": self.stayed}
+
+    @property
     def is_empty(self) -> bool:
         """Whether both have the same rows in the same splits with the same contents."""
         return not (self.came.height or self.went.height or self.moved.height or self.changed.height)
@@ -74,7 +80,7 @@ class Diff:
 
 def diff(a: Mixture, b: Mixture) -> Diff:
     """Compares two mixtures by the ids of their rows. Texts are compared as ChatML, whatever the layouts."""
-    recipe, files = recipe_changes(a, b), file_changes(a, b)
+    recipe, files = _recipe_changes(a, b), _file_changes(a, b)
     rows = pl.concat([_joined(a, b, kind) for kind in KINDS])
     old, new = pl.col("copies").fill_null(0), pl.col("copies_new").fill_null(0)
     both = rows.filter(pl.col("copies").is_not_null(), pl.col("copies_new").is_not_null())
@@ -98,7 +104,7 @@ def diff(a: Mixture, b: Mixture) -> Diff:
     )  # fmt: skip
 
 
-def recipe_changes(a: Mixture, b: Mixture) -> list[RecipeChange]:
+def _recipe_changes(a: Mixture, b: Mixture) -> list[RecipeChange]:
     """The keys of the recipes that differ, without [train] and `root`. A source that one has not is one change."""
     old, new = _recipe(a), _recipe(b)
     changes = []
@@ -117,7 +123,7 @@ def recipe_changes(a: Mixture, b: Mixture) -> list[RecipeChange]:
     return changes
 
 
-def file_changes(a: Mixture, b: Mixture) -> list[FileChange]:
+def _file_changes(a: Mixture, b: Mixture) -> list[FileChange]:
     """The files of the sources that both have, as far as they differ."""
     changes = []
     for name in (name for name in a.manifest["sources"] if name in b.manifest["sources"]):

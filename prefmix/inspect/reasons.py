@@ -31,18 +31,21 @@ SENTENCES = {
     "filter/max_prompt_tokens": "the prompt has more tokens than the recipe allows",
     "filter/max_answer_tokens": "an answer has more tokens than the recipe allows",
     "filter/max_tokens": "prompt and answer together have more tokens than the recipe allows",
+    "decontaminate": "it holds text of a benchmark",
     "dedupe/pair": "it is a copy of another row",
     "dedupe/prompt": "another row has the same prompt",
     "dedupe/prompt_cap": "enough other rows have the same prompt",
+    "dedupe/near": "its text is nearly that of another row",
     "mix/not_sampled": "the recipe takes fewer rows of its source",
 }
 
-_PARTS = {"prompt": "the prompt", "chosen": "chosen", "rejected": "rejected", "messages": "a message"}
+_PARTS = {"prompt": "the prompt", "messages": "a message", "answer": "the answer"}
 
 
 def sentence(reason: str) -> str:
     """What a reason says, in words; a reason of another package is its own name."""
-    return SENTENCES.get(reason, reason)
+    stage, _, benchmark = reason.partition("/")
+    return f"it holds text of the benchmark {benchmark}" if stage == "decontaminate" else SENTENCES.get(reason, reason)
 
 
 def evidence(reason: str, detail: str | None) -> str:
@@ -69,7 +72,8 @@ def matching(reason: str | None, present: Mapping[str, int]) -> list[str]:
     stage = reason.rstrip("/")
     found = [each for each in present if each == reason or each.partition("/")[0] == stage]
     known = [*present, *SENTENCES]
-    if not found and reason not in known and stage not in {each.partition("/")[0] for each in known}:
+    benchmark = reason.startswith("decontaminate/")  # whose name only the recipe knows
+    if not found and not benchmark and reason not in known and stage not in {each.partition("/")[0] for each in known}:
         near = get_close_matches(reason, known, n=1)
         raise LookupError(f"there is no reason {reason}{f' (did you mean {near[0]}?)' if near else ''}")
     return found
@@ -87,6 +91,8 @@ def _words(reason: str, facts: Mapping[str, Any]) -> str:
             return "holds " + ", ".join(tokens)
         case {"tokens": int(tokens), "limit": limit}:
             return f"{tokens:,} tokens, limit {limit:,}"
+        case {"item": item, "rule": rule, "coverage": float(coverage), "part": part, "text": text}:
+            return f"{_PARTS.get(part, part)} holds {coverage:.0%} of {item} ({rule}): “{text}”"
         case {"part": part, "characters": count, "limit": limit}:
             return f"{part}: {count:,} characters, limit {limit:,}"
         case {"part": part}:
@@ -97,6 +103,8 @@ def _words(reason: str, facts: Mapping[str, Any]) -> str:
             return f"“… {ending}”"
         case {"copies": copies}:
             return f"{copies:,} rows with the same {'prompt' if 'prompt' in reason else 'content'}"
+        case {"jaccard": float(jaccard)}:
+            return f"Jaccard similarity {jaccard:.3f}"
         case {"rows": rows, "wanted": wanted}:
             return f"{wanted:,} rows wanted of {rows:,}"
     return ", ".join(f"{key} {_number(value)}" for key, value in facts.items())

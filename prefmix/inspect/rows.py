@@ -87,7 +87,7 @@ def kept_rows(mixture: Mixture, ids: Collection[str]) -> dict[str, Row]:
 
 def dropped_rows(mixture: Mixture, entries: pl.DataFrame) -> tuple[list[Dropped], list[str]]:
     """Ledger rows with their texts, in their order, and what is to be said of texts that cannot be read again."""
-    texts, problems = texts_again(mixture, entries)
+    texts, problems = _texts_again(mixture, entries)
     kept_ids = entries["kept_id"].drop_nulls().unique().to_list()
     kept = kept_rows(mixture, kept_ids)
     gone = mixture.drops.filter(pl.col("id").is_in(kept_ids)).select("id", "reason").unique("id", keep="first")
@@ -104,7 +104,7 @@ def dropped_rows(mixture: Mixture, entries: pl.DataFrame) -> tuple[list[Dropped]
     return dropped, problems
 
 
-def texts_again(mixture: Mixture, entries: pl.DataFrame) -> tuple[dict[tuple[str, str], Row], list[str]]:
+def _texts_again(mixture: Mixture, entries: pl.DataFrame) -> tuple[dict[tuple[str, str], Row], list[str]]:
     """The texts of ledger rows by (source, id), read from the source files again, and what could not be.
 
     A row is recognised by its id, which is a hash of what was read: a text is right even if the files have changed.
@@ -152,8 +152,6 @@ def sample_drops(mixture: Mixture, reasons: Collection[str], count: int) -> pl.D
 
 def _drawn(ids: pl.Series, seed: int, count: int) -> pl.DataFrame:
     """`place, draw, id` of the `count` ids with the smallest draws."""
-    if ids.is_empty():
-        return pl.DataFrame({"place": [], "draw": [], "id": []})
     frame = pl.DataFrame(
         {"place": pl.int_range(len(ids), eager=True), "draw": draws(ids, seed, _DRAW_EXAMPLES), "id": ids}
     )
