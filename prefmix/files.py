@@ -167,6 +167,22 @@ def read(
         return rows
 
 
+def json_records(path: Path) -> Iterator[records.Chunk]:
+    """The records of a JSON file as they were parsed, of any types.
+
+    Raises:
+        SourceError: the file cannot be read, or not one record can be parsed.
+    """
+    with _reading(path):
+        yield from _chunks(path)
+
+
+def content(path: Path) -> bytes:
+    """All that is in a text file, decompressed. Raises SourceError when it cannot be read."""
+    with _reading(path), _open(path) as stream:
+        return stream.read()
+
+
 def _chunks(path: Path) -> Iterator[records.Chunk]:
     """The records of a text file; raises if not one of a JSON file can be parsed."""
     kind, _ = _file_type(path)

@@ -3,6 +3,7 @@
 model       the keys, with their limits, defaults and meanings
 load        a file and its overrides -> a Recipe, or every problem with its line
 checks      keys that exclude or need each other
+suites      the benchmarks that have a name
 problems    pydantic's errors in words
 toml_lines  the lines of keys, `--set a.b=c`
 reference   the JSON Schema and the documentation's tables

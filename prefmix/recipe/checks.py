@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefmix.recipe.problems import Finding, nearest
+from prefmix.recipe.suites import suites
 from prefmix.recipe.toml_lines import KeyPath
 
 SUBSETS = {"dpo": "preference", "sft": "sft"}
@@ -21,13 +22,11 @@ SPLIT_NAMES_TAKEN = {"train": "it is the rest", "all": "`datasets` reads it as e
 def contradictions(recipe: dict[str, Any]) -> Iterator[Finding]:
     """Yields a finding for each contradiction in the data of a recipe."""
     sources = _table(recipe, "sources")
-    against = _table(_table(recipe, "decontaminate"), "against")
     for name, source in sources.items():
         yield from _one_origin(("sources", name), source)
         if name == "tokenizer" or name.startswith("against."):
             yield Finding(("sources", name), "this name is taken", "it names a revision in a resolved recipe")
-    for name, benchmark in against.items():
-        yield from _one_origin(("decontaminate", "against", name), benchmark)
+    yield from _decontaminate(_table(recipe, "decontaminate"))
     yield from _filter(_table(recipe, "filter"), _table(recipe, "format"))
     yield from _format(_table(recipe, "format"))
     yield from _mix(_table(recipe, "mix"), sources)
@@ -51,6 +50,28 @@ def _one_origin(path: KeyPath, table: Any) -> Iterator[Finding]:
         for key in ("revision", "config"):
             if key in table and "path" in table:
                 yield Finding((*path, key), "has a meaning only with `hub`")
+
+
+def _decontaminate(table: dict[str, Any]) -> Iterator[Finding]:
+    against, names = _table(table, "against"), table.get("suites")
+    for name, benchmark in against.items():
+        path: KeyPath = ("decontaminate", "against", name)
+        yield from _one_origin(path, benchmark)
+        if isinstance(benchmark, dict) and {"hub", "config"} <= benchmark.keys() and "split" not in benchmark:
+            yield Finding((*path, "config"), "needs `split`")
+    names = names if isinstance(names, list) else []
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            continue
+        path = ("decontaminate", "suites", index)
+        if name not in (known := suites()):
+            close = nearest(name, known)
+            hint = f'did you mean "{close}"?' if close else f"suites: {', '.join(known)}"
+            yield Finding(path, f'no suite is called "{name}"', hint)
+        elif name in names[:index]:
+            yield Finding(path, "a suite is named twice")
+        elif name in against:
+            yield Finding(("decontaminate", "against", name), "this name is taken", "`suites` has it too")
 
 
 def _filter(rules: dict[str, Any], format_: dict[str, Any]) -> Iterator[Finding]:

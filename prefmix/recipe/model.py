@@ -204,7 +204,12 @@ class Dedupe(Keys):
 
 
 class Against(Keys):
-    """A benchmark of your own to decontaminate against."""
+    """A benchmark of your own to decontaminate against.
+
+    A field is a column of texts or of lists of texts; numbers are no texts. A dotted path names a key of the objects
+    in a column: `choices.text`. Where the column is a list of objects, each of them is a question of its own:
+    `examples.input`.
+    """
 
     path: Text | Annotated[list[Text], Field(min_length=1)] | None = Field(
         None, description="File or glob pattern, or a list of them, relative to the recipe. Either this or `hub`."
@@ -212,7 +217,10 @@ class Against(Keys):
     hub: HubName | None = Field(None, description="Data set on the Hub, as owner/name. Either this or `path`.")
     revision: Text = Field("main", description="Branch, tag or commit on the Hub; resolved to a commit and recorded.")
     config: Text | None = Field(None, description="Configuration (subset) of the data set on the Hub.")
-    split: Text | None = Field(None, description="Read only this split.")
+    split: Text | None = Field(
+        None,
+        description="Read only this split. Absent: every file of `path`; on the Hub `test`, or the only split there is.",
+    )
     fields: Annotated[list[Text], Field(min_length=1)] = Field(description="Columns that hold the benchmark's text.")
 
 
@@ -220,7 +228,11 @@ class Decontaminate(Keys):
     """Rows that hold text of a benchmark are dropped. Without `suites` and `against` nothing is looked for."""
 
     ngram: Positive = Field(13, description="Words in a row that must agree.")
-    suites: list[Text] = Field([], description="Benchmarks by name; prefmix/data/suites.toml has them.")
+    suites: list[Text] = Field(
+        [],
+        description="Benchmarks by name, read from the Hub: truthfulqa, agieval, bbh, gpt4all, gsm8k, gsm8k_train, "
+        "mt_bench, mmlu, humaneval.",
+    )
     against: Annotated[dict[SourceName, Against], Sorted] = Field(
         {}, description="Benchmarks of your own, by a name of your choice."
     )

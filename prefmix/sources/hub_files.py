@@ -22,11 +22,11 @@ class Fetched(NamedTuple):
     license: str | None
 
 
-def fetch(repo: str, revision: str, split: str | None) -> Fetched:
+def fetch(repo: str, revision: str, split: str | None, default: str = "train") -> Fetched:
     """Downloads the data files of a split, in sorted path order.
 
     The split's files are those that the data set's card names (`configs:`), else those with the split's word in their
-    path. Without `split` that is "train"; if nothing is called so, the only split, or (without a card) all files.
+    path. Without `split` that is `default`; if nothing is called so, the only split, or (without a card) all files.
     A repository with several configurations and no default one needs `split = "<configuration>/<split>"`.
 
     Raises:
@@ -38,7 +38,7 @@ def fetch(repo: str, revision: str, split: str | None) -> Fetched:
     head = _head(card)
     configs = head.get("configs")
     configs = [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
-    chosen = choose(repo, names, configs, split)
+    chosen = choose(repo, names, configs, split, default)
     licence = head.get("license")
     return Fetched(
         commit,
@@ -47,19 +47,21 @@ def fetch(repo: str, revision: str, split: str | None) -> Fetched:
     )
 
 
-def choose(repo: str, names: Sequence[str], configs: Sequence[dict[str, Any]], split: str | None) -> list[str]:
+def choose(
+    repo: str, names: Sequence[str], configs: Sequence[dict[str, Any]], split: str | None, default: str = "train"
+) -> list[str]:
     """The names of the data files of a split, sorted."""
     splits = _card_splits(repo, configs, split)
     if not splits:
         data = sorted(name for name in names if is_data_file(name))
         there = ", ".join(data[:5]) or "none at all"
-        chosen = [name for name in data if in_split(name, split or "train")] or (data if split is None else [])
+        chosen = [name for name in data if in_split(name, split or default)] or (data if split is None else [])
         if not chosen:
             raise SourceError(
-                f'{repo}: no data file of the split "{split or "train"}": it has {there}: correct `split`'
+                f'{repo}: no data file of the split "{split or default}": it has {there}: correct `split`'
             )
         return chosen
-    wanted = split.rpartition("/")[2] if split else "train"
+    wanted = split.rpartition("/")[2] if split else default
     if wanted not in splits and split is None and len(splits) == 1:
         wanted = next(iter(splits))
     if wanted not in splits:
