@@ -2,7 +2,8 @@
 
 read, where, split                      sources
 validity, injection, filters            filters
-exact duplicates                        dedupe
+text of benchmarks                      decontaminate
+exact duplicates, near-duplicates       dedupe
 take, shares, repeat                    mix
 splits by cluster of prompts            mix
 token counts                            tokens
@@ -12,7 +13,7 @@ rendering, writing, manifest, card      manifest, mixture
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
@@ -22,8 +23,8 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from prefmix import audit, chatml, dedupe, filters, mix, tokens
-from prefmix.errors import BuildError
+from prefmix import audit, chatml, decontaminate, dedupe, filters, mix, tokens
+from prefmix.errors import BuildError, GateError
 from prefmix.ledger import ALIVE, check_conservation, mark
 from prefmix.manifest import Curated, Progress, write
 from prefmix.mixture import Mixture, Unreadable
@@ -31,6 +32,9 @@ from prefmix.plan import Plan, plan
 from prefmix.recipe import Mix, Recipe, load_recipe
 from prefmix.schema import KINDS, NO_CHANGES, Kind
 from prefmix.store import Store
+
+#: What `fail_on` may name.
+CONTAMINATION = "contamination"
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -40,18 +44,29 @@ def _silent(stage: str, done: int, total: int) -> None:
     pass
 
 
-def build(recipe: Recipe | str | Path, *, store: str | Path | None = None, progress: Progress = _silent) -> Mixture:
+def build(
+    recipe: Recipe | str | Path,
+    *,
+    store: str | Path | None = None,
+    fail_on: Collection[str] = (),
+    progress: Progress = _silent,
+) -> Mixture:
     """Builds the mixture of a recipe (or of its file), or gives back the version that is already there.
 
-    Raises RecipeError, SourceError, HubError or BuildError; the store is then as it was.
+    With `fail_on=["contamination"]` a row that holds text of a benchmark fails the build, and is not dropped.
+
+    Raises RecipeError, SourceError, HubError, BuildError or GateError; the store is then as it was.
     """
     planned = plan(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe)
     shelf = Store(store)
-    return built(planned, shelf) or publish(curate(planned, progress=progress), shelf, progress)
+    return built(planned, shelf, fail_on) or publish(curate(planned, None, fail_on, progress), shelf, progress)
 
 
-def built(planned: Plan, store: Store) -> Mixture | None:
-    """The version that was made from just these inputs by this prefmix, if there is one and its files are there."""
+def built(planned: Plan, store: Store, fail_on: Collection[str] = ()) -> Mixture | None:
+    """The version that was made from just these inputs by this prefmix, if there is one and its files are there.
+
+    Raises GateError as `build` does.
+    """
     name = planned.recipe.name
     for label in reversed(store.versions(name)):
         try:
@@ -62,13 +77,17 @@ def built(planned: Plan, store: Store) -> Mixture | None:
         same = (manifest["recipe_digest"], manifest["fingerprints"], manifest["tools"]["prefmix"]) == (
             planned.recipe_digest, planned.fingerprint, version("prefmix"))  # fmt: skip
         if same and mixture.is_whole():
+            if CONTAMINATION in fail_on:
+                _refuse(manifest["contamination"])
             return mixture
     return None
 
 
-def curate(planned: Plan, limit: int | None = None, progress: Progress = _silent) -> Curated:
+def curate(
+    planned: Plan, limit: int | None = None, fail_on: Collection[str] = (), progress: Progress = _silent
+) -> Curated:
     """Runs the stages in memory. `limit` reads only the first rows of each source: for a look, never for a version, and
-    without the shares of [mix], which so few rows need not allow."""
+    without the shares of [mix], which so few rows need not allow. `fail_on` as in `build`."""
     recipe = planned.recipe
     shares = recipe.mix if limit is None else Mix()
     count_tokens = partial(_count_tokens, planned, progress)
@@ -82,24 +101,42 @@ def curate(planned: Plan, limit: int | None = None, progress: Progress = _silent
     def audited(kind: Kind) -> dict[str, Any]:
         return audit.report(rows[kind], recipe.filter, kind)
 
-    def mixed(kind: Kind) -> tuple[pl.DataFrame, pl.DataFrame]:
-        sampled = mix.sample(rows[kind], kind, recipe.sources, shares, recipe.seed)
-        kept = mix.split(sampled, kind, recipe.splits, recipe.seed)
+    def sampled(kind: Kind) -> pl.DataFrame:
+        return mix.sample(rows[kind], kind, recipe.sources, shares, recipe.seed)
+
+    def parted(kind: Kind) -> pl.DataFrame:
+        kept = mix.split(rows[kind], kind, recipe.splits, recipe.seed, joined)
         if planned.tokenizer and "prompt_tokens" not in kept.columns:
             kept = count_tokens(kept, kind)
-        return sampled, kept
+        return kept
 
     read = _read(planned, limit, progress)
     rows = _side_by_side("filter", filtered, read, progress)
+    contamination: dict[str, Any] = {}
+    if planned.benchmarks:
+        progress("decontaminate", 0, 1)
+        index = decontaminate.index_of(planned.benchmarks, recipe.decontaminate.ngram)
+        found = decontaminate.find(rows, index, recipe.decontaminate.answers)
+        contamination = decontaminate.report(found, index)
+        if CONTAMINATION in fail_on:
+            _refuse(contamination)
+        rows = decontaminate.drop(rows, found)
+        progress("decontaminate", 1, 1)
+    near = recipe.dedupe.near
     progress("dedupe", 0, 1)
     rows = dedupe.exact(rows, recipe.dedupe)
+    if near is not None:
+        rows = dedupe.near(rows, near, recipe.dedupe.across)
     progress("dedupe", 1, 1)
-    results = _side_by_side("mix", _run, product((mixed, audited), rows), progress)
+    rows = _side_by_side("mix", sampled, rows, progress)
+    joined = mix.near_prompts(rows, near) if near is not None else {}
+    results = _side_by_side("split", _run, product((parted, audited), rows), progress)
     curated = Curated(
         planned,
-        rows={kind: results[mixed, kind][0] for kind in rows},
-        kept={kind: results[mixed, kind][1] for kind in rows},
+        rows=rows,
+        kept={kind: results[parted, kind] for kind in rows},
         audit={source: entry for kind in rows for source, entry in results[audited, kind].items()},
+        contamination=contamination,
     )
     _check(read, curated)
     return curated
@@ -118,6 +155,18 @@ def publish(curated: Curated, store: Store, progress: Progress = _silent) -> Mix
             raise
         raise BuildError(f"{store.root} cannot be written: {error.strerror}. Make room, or give another --store; "
                          f"nothing was left behind.") from error  # fmt: skip
+
+
+def _refuse(contamination: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises GateError when rows hold text of a benchmark."""
+    held = [(name, entry) for name, entry in contamination.items() if entry["rows"]]
+    if held:
+        lines = [
+            f"  {name}: {entry['rows']:,} rows ({', '.join(entry['sources'])}) hold {entry['touched']:,} of its "
+            f"{entry['items']:,} items; most often {entry['worst'][0]['item']}: “{entry['worst'][0]['text']}”"
+            for name, entry in held
+        ]
+        raise GateError("\n".join(["rows hold text of benchmarks; nothing was written:", *lines]))
 
 
 def _read(planned: Plan, limit: int | None, progress: Progress) -> dict[Kind, pl.DataFrame]:

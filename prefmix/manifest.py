@@ -34,6 +34,7 @@ class Curated:
     rows: Mapping[Kind, pl.DataFrame]
     kept: Mapping[Kind, pl.DataFrame]
     audit: Mapping[str, Any]
+    contamination: Mapping[str, Any]
 
     def funnel(self) -> list[dict[str, Any]]:
         """`{"stage", "in", "dropped": {reason: count}, "out"}` for every stage that dropped or added rows."""
@@ -122,7 +123,7 @@ def _manifest(curated: Curated, subsets: Mapping[str, Any], digest: str) -> dict
         "format": 1, "name": recipe.name, "build": sha256(identity.encode()).hexdigest()[:12], "digest": digest,
         "recipe_digest": planned.recipe_digest, "fingerprints": fingerprints, "seed": recipe.seed,
         "license": recipe.license or card.strictest(entry["licence"] for entry in entries.values()),
-        "subsets": subsets, "sources": entries, "funnel": curated.funnel(), "audit": curated.audit, "contamination": {},
+        "subsets": subsets, "sources": entries, "funnel": curated.funnel(), "audit": curated.audit, "contamination": curated.contamination,
         "tokenizer": loaded and {"name": loaded.name, "revision": loaded.revision, "sha256": loaded.sha256, "added": loaded.added},
         "tools": {name: version(name) for name in ("prefmix", "polars", "pyarrow", "tokenizers")},
     }  # fmt: skip

@@ -16,7 +16,8 @@ import polars as pl
 
 from prefmix.errors import BuildError
 from prefmix.ledger import ALIVE, Drop, mark
-from prefmix.recipe import Mix, Source
+from prefmix.minhash import near_clusters
+from prefmix.recipe import Mix, Near, Source
 from prefmix.schema import PARTS, Kind, prompt_text
 
 NOT_SAMPLED = "mix/not_sampled"
@@ -118,9 +119,11 @@ def _by_shares(
     return wanted
 
 
-def split(rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int) -> pl.DataFrame:
+def split(
+    rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int, joined: Mapping[str, str]
+) -> pl.DataFrame:
     """The kept rows with `split`: a hash threshold on the cluster of the prompt, so that rows with the same prompt are
-    never on both sides, in either subset."""
+    never on both sides, in either subset. `joined` gives clusters another name, as `near_prompts` does."""
     kept = rows.filter(ALIVE)
     text = prompt_text(kind)
     keys = kept.lazy().select(a=text.hash(1), b=text.hash(2)).with_row_index("_index").collect()
@@ -131,6 +134,7 @@ def split(rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int
     )
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
         clusters = [key for keys_ in pool.map(clusters_of, prompts) for key in keys_]
+    clusters = [joined.get(key, key) for key in clusters]
     point = draws(pl.Series(clusters, dtype=pl.String), seed, _SPLIT).cast(pl.Float64) / 2.0**64
     name, upper = pl.lit("train"), sum(splits.values())
     for split_name, fraction in reversed(list(splits.items())):
@@ -138,6 +142,20 @@ def split(rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int
         upper -= fraction
     named = distinct.with_columns(point=point).select("a", "b", split=name)
     return kept.with_columns(keys.join(named, on=["a", "b"], how="left", maintain_order="left")["split"])
+
+
+def near_prompts(rows: Mapping[Kind, pl.DataFrame], near: Near) -> dict[str, str]:
+    """`{cluster: the cluster that it belongs to}` for the clusters of prompts (see `clusters_of`) of kept rows, of all
+    subsets together, that near pairs connect. The one with the least name gives the name."""
+    prompts = pl.concat(frame.filter(ALIVE).select(prompt=prompt_text(kind)) for kind, frame in rows.items())
+    distinct = prompts["prompt"].unique(maintain_order=True)
+    names = pl.DataFrame({"name": clusters_of(distinct), "prompt": distinct}, schema_overrides={"name": pl.String})
+    names = names.group_by("name").agg(pl.col("prompt").min()).sort("name")
+    first = near_clusters(
+        names["prompt"], near.threshold, near.shingle, near.shingle_unit, near.permutations, near.recall
+    )
+    moved = names.with_columns(joined=names["name"].gather(first)).filter(pl.col("name") != pl.col("joined"))
+    return dict(moved.select("name", "joined").rows())
 
 
 def clusters_of(prompts: pl.Series) -> list[str]:

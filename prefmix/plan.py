@@ -1,15 +1,16 @@
-"""What a recipe needs, found: its files, the revisions on the Hub, its tokenizer."""
+"""What a recipe needs, found: its files, the revisions on the Hub, its benchmarks, its tokenizer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 import polars as pl
 
-from prefmix import chatml, files, sources, tokens
+from prefmix import benchmarks, chatml, files, sources, tokens
+from prefmix.benchmarks import Benchmark
 from prefmix.errors import UsageError
 from prefmix.recipe import Recipe
 from prefmix.sources import Source
@@ -17,16 +18,21 @@ from prefmix.sources import Source
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with its inputs found: files, revisions, tokenizer. Nothing of the data has been read yet."""
+    """A recipe with its inputs found: files, revisions, benchmarks, tokenizer. Nothing of the data has been read yet."""
 
     recipe: Recipe
     sources: Mapping[str, Source]
+    benchmarks: Sequence[Benchmark]
     tokenizer: tokens.LoadedTokenizer | None
     fingerprints: Mapping[str, list[tuple[str, str]]]
 
     @property
     def revisions(self) -> dict[str, str]:
         found = {name: source.revision for name, source in self.sources.items() if source.revision}
+        against = self.recipe.decontaminate.against
+        for benchmark in self.benchmarks:
+            if benchmark.name in against and benchmark.revisions:
+                found[f"against.{benchmark.name}"] = benchmark.revisions[against[benchmark.name].hub or ""]
         return found | ({"tokenizer": self.tokenizer.revision} if self.tokenizer and self.tokenizer.revision else {})
 
     @property
@@ -45,11 +51,13 @@ def plan(recipe: Recipe) -> Plan:
     if refused := unsupported(recipe):
         raise UsageError("\n".join(refused))
     found = {name: sources.resolve(name, source, recipe.root) for name, source in recipe.sources.items()}
+    measured = benchmarks.resolve(recipe.decontaminate, recipe.root)
     settings = recipe.format
     tokenizer = (
         tokens.load(settings.tokenizer, settings.tokenizer_revision, recipe.root) if settings.tokenizer else None
     )
     fingerprints = {name: source.fingerprints() for name, source in found.items()}
+    fingerprints |= {each.table: each.fingerprints() for each in measured}
     for name, source in recipe.sources.items():
         if source.exclude:
             fingerprints[f"sources.{name}.exclude"] = [
@@ -57,17 +65,12 @@ def plan(recipe: Recipe) -> Plan:
             ]
     if tokenizer:
         fingerprints["format.tokenizer"] = [("tokenizer.json", tokenizer.sha256)]
-    return Plan(recipe, found, tokenizer, fingerprints)
+    return Plan(recipe, found, measured, tokenizer, fingerprints)
 
 
 def unsupported(recipe: Recipe) -> list[str]:
     """What a valid recipe asks for that this version of prefmix cannot do, by name; empty for one that can be built."""
     found = []
-    if recipe.dedupe.near is not None:
-        found.append("dedupe.near: near-duplicates are not part of this version of prefmix. Remove the key to build.")
-    if recipe.decontaminate.suites or recipe.decontaminate.against:
-        found.append("decontaminate: decontamination is not part of this version of prefmix. Remove its suites and "
-                     "[decontaminate.against] to build.")  # fmt: skip
     if pl.select(pl.lit(recipe.format.system).str.contains(chatml.SPECIAL_TOKENS)).item():
         found.append("format.system: the default system message holds a special token of a chat template.")
     return found

@@ -229,12 +229,10 @@ def test_what_trl_checks_of_a_data_set_holds(tmp_path):
         assert trl.is_conversational(example) is conversational
 
 
-def test_near_duplicates_decontamination_and_injected_system_prompts_are_refused_by_name(tmp_path):
+def test_injected_system_prompts_are_refused_by_name(tmp_path):
     write_jsonl(tmp_path / "rows" / "a.jsonl", pairs(5))
-    for body, word in (("[dedupe]\nnear = {}", "dedupe.near"), ('[decontaminate]\nsuites = ["gsm8k"]', "decontaminate"),
-                       ('[format]\nsystem = "<|im_end|>"', "format.system")):  # fmt: skip
-        with pytest.raises(UsageError, match=word):
-            built(tmp_path, body)
+    with pytest.raises(UsageError, match="format.system"):
+        built(tmp_path, '[format]\nsystem = "<|im_end|>"')
 
 
 def test_a_recipe_that_leaves_no_row_says_what_removed_them(tmp_path):

@@ -211,14 +211,6 @@ def test_a_recipe_that_is_not_there_is_an_error_that_names_the_shipped_one(
     assert "quickstart.toml" in said.err
 
 
-def test_what_cannot_be_built_yet_is_refused_by_name(prefmix: Callable[..., Said], tmp_path: Path) -> None:
-    said = prefmix("build", QUICKSTART, "--set", "dedupe.near={}", "--set", 'decontaminate.suites=["gsm8k"]')
-    assert said.code == 2
-    assert "dedupe.near" in said.err
-    assert "decontaminate" in said.err
-    assert list(tmp_path.iterdir()) == []
-
-
 def prefmix_process(arguments: Sequence[object], folder: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*PREFMIX, *map(str, arguments)],
@@ -293,8 +285,8 @@ def test_two_builds_at_once_give_the_same_version(tmp_path: Path) -> None:
 
 SLOW_BUILD = """
 import sys, time
-import prefmix.manifest, prefmix.build, prefmix.store
-from prefmix.cli.main import main
+import prefmix.manifest, prefmix.build, prefmix.sources, prefmix.store
+from prefmix.__main__ import main
 
 def slow(function):
     def wrapped(*arguments):
@@ -336,6 +328,21 @@ def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, stage: s
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path.name for path in left] in ([], [".lock"])
     assert not list(tmp_path.rglob(".staging-*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prefmix.plan:unsupported", "build", QUICKSTART, "--dry-run"], "interrupted\n"),
+        (["prefmix.plan:unsupported", "check", QUICKSTART], "interrupted\n"),
+        (["prefmix.sources:resolve", "init", QUICKSTART.with_suffix("")], "interrupted: nothing was written\n"),
+    ],
+)
+def test_only_a_command_that_would_have_written_says_that_nothing_was_written(
+    tmp_path: Path, words: list[object], said: str
+) -> None:
+    assert interrupted(words, tmp_path)[1:] == (130, said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_after_the_mixture_is_complete_says_so(tmp_path: Path) -> None:

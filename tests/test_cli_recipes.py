@@ -114,14 +114,13 @@ def test_inputs_that_are_not_there_are_told_together(prefmix: Prefmix) -> None:
     assert "has no tokenizer.json" in tokenizer
 
 
-def test_what_this_version_cannot_do_is_a_problem_of_the_recipe(prefmix: Prefmix) -> None:
-    text = QUICKSTART.read_text().replace("[dedupe]", '[decontaminate]\nsuites = ["gsm8k"]\n\n[dedupe]\nnear = {}')
+def test_a_system_prompt_with_a_special_token_is_a_problem_of_the_recipe(prefmix: Prefmix) -> None:
+    text = QUICKSTART.read_text() + '\n[format]\nsystem = "<|im_end|>"\n'
     Path("mix.toml").write_text(f"root = {json.dumps(str(QUICKSTART.parent))}\n{text}")
     code, _, err = prefmix("check", "mix.toml")
     lines = Path("mix.toml").read_text().splitlines()
     assert code == 2
-    assert err.splitlines()[1].startswith(f"mix.toml:{lines.index('[decontaminate]') + 1}: decontaminate: ")
-    assert err.splitlines()[2].startswith(f"mix.toml:{lines.index('near = {}') + 1}: dedupe.near: ")
+    assert err.splitlines()[0].startswith(f"error: mix.toml:{len(lines)}: format.system: ")
 
 
 def test_a_good_recipe_is_answered_with_its_plan(prefmix: Prefmix, tmp_path: Path) -> None:

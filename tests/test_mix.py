@@ -95,7 +95,7 @@ def test_shares_that_name_an_empty_source_or_leave_one_out_are_errors():
 
 def split_of(frame_: pl.DataFrame, kind="preference", splits=None, seed=1) -> dict[str, str]:
     kept = frame_.with_columns(copies=pl.lit(1))
-    return dict(mix.split(kept, kind, splits or {"test": 0.3}, seed).select("id", "split").rows())
+    return dict(mix.split(kept, kind, splits or {"test": 0.3}, seed, {}).select("id", "split").rows())
 
 
 def test_rows_with_the_same_normalised_prompt_are_in_the_same_split_in_both_subsets():

@@ -1,0 +1,365 @@
+"""Near-duplicate texts: MinHash proposes pairs, the shingles themselves decide.
+
+1. Signatures: `permutations` minima of affine hashes of the shingles (datasketch's scheme "affine32").
+2. Bands: two texts that agree in all rows of a band share a bucket. A band has as many rows as the wanted recall allows.
+3. Texts that share a bucket are compared: first by signature, then by the hashes of their shingles, under a random key.
+
+A text is dropped for one that stays, never for one that was dropped itself, and the order of the texts alone says which
+one stays. The work is linear in the number of texts: of one bucket a text meets at most `MOST_MET` that stay.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import sqrt
+
+import numpy as np
+import polars as pl
+
+from prefmix.shingles import Unit, distinct, shingles, slices
+
+#: A text is compared with at most this many kept ones of one bucket; it has one bucket in every band.
+MOST_MET = 64
+_BLOCK_TEXTS = 4096  # texts that are decided together
+_PAIRS_A_TEXT = 32  # pairs inside a block, for each text of it; a block with more is made smaller
+_DEVIATIONS = 4.0  # one pair at the threshold in 30,000 fails the comparison of signatures
+_SIGNED_TEXTS = 100  # texts, and permutations, whose hashes stay in the cache of a core together
+_SIGNED_ROWS = 8
+_COMPARED_BITS = 54  # of the hash of a shingle; the other bits of a number say whose it is
+_COMPARED_PAIRS = 1 << (64 - _COMPARED_BITS)  # likewise pairs, and hashes, when shingles are compared
+_COMPARED_HASHES = 1 << 19
+
+
+def near_duplicates(
+    texts: pl.Series,
+    threshold: float = 0.8,
+    shingle: int = 5,
+    unit: Unit = "word",
+    permutations: int = 128,
+    recall: float = 0.99,
+) -> pl.DataFrame:
+    """The texts that repeat an earlier one. `texts` are in the order of their rank, the best one first.
+
+    A row for each text to drop: `row, kept, jaccard, cluster` (uint32, uint32, float64, uint32). `kept` is the first
+    text that stays with a Jaccard similarity, over the sets of distinct shingles, of at least `threshold`; `cluster` is
+    the first text of all those that pairs of a dropped text and an earlier kept one connect. `recall` is the chance that a pair just at the threshold is
+    compared at all. A text without a word is near no other.
+    """
+    return Index(texts, threshold, shingle, unit, permutations, recall).duplicates()
+
+
+def near_clusters(
+    texts: pl.Series,
+    threshold: float = 0.8,
+    shingle: int = 5,
+    unit: Unit = "word",
+    permutations: int = 128,
+    recall: float = 0.99,
+) -> np.ndarray:
+    """int64, for each text the first one of its cluster: pairs of at least `threshold` connect, however long the chain."""
+    return Index(texts, threshold, shingle, unit, permutations, recall).clusters()
+
+
+def permutations_of(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """(a, b), uint32 of shape (number,), of h -> a * h + b mod 2**32: those of `datasketch.MinHash(number, seed=1)`."""
+    random = np.random.RandomState(1)  # its stream is frozen (NEP 19)
+    a = random.randint(0, 1 << 31, number, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    return a, random.randint(0, 1 << 32, number, dtype=np.uint32)
+
+
+def signatures(hashes: np.ndarray, offsets: np.ndarray, permutations: int = 128) -> np.ndarray:
+    """uint32, (texts, permutations): the least value that each permutation takes on a text's shingles.
+
+    `hashes` are uint32, flat; every text has at least one (`offsets`, int64, as `shingles` gives them).
+    """
+    a, b = (values[:, None] for values in permutations_of(permutations))
+    texts = len(offsets) - 1
+    signed = np.empty((texts, permutations), np.uint32)
+    for start in range(0, texts, _SIGNED_TEXTS):
+        stop = min(start + _SIGNED_TEXTS, texts)
+        mixed = _mix32(hashes[offsets[start] : offsets[stop]])
+        firsts = offsets[start:stop] - offsets[start]
+        for row in range(0, permutations, _SIGNED_ROWS):
+            values = mixed * a[row : row + _SIGNED_ROWS]
+            values += b[row : row + _SIGNED_ROWS]
+            signed[start:stop, row : row + _SIGNED_ROWS] = np.minimum.reduceat(values, firsts, axis=1).T
+    return signed
+
+
+def bands_for(threshold: float, permutations: int, recall: float) -> tuple[int, int]:
+    """(bands, rows): most rows a band for which a pair at the threshold shares one with a chance of at least `recall`.
+
+    The chance is 1 - (1 - threshold ** rows) ** bands (Leskovec, Rajaraman, Ullman: Mining of Massive Datasets, 3.4).
+    """
+    for rows in range(permutations, 0, -1):
+        if 1 - (1 - threshold**rows) ** (permutations // rows) >= recall:
+            return permutations // rows, rows
+    return permutations, 1
+
+
+class Index:
+    """The signatures of texts and the buckets that they share."""
+
+    def __init__(
+        self, texts: pl.Series, threshold: float, shingle: int, unit: Unit, permutations: int, recall: float
+    ) -> None:
+        self.texts = texts
+        self.threshold = threshold
+        self.shingle = shingle
+        self.unit: Unit = unit
+        self.key = secrets.randbits(64)
+        #: Pairs of texts compared by signature, and those of them compared by their shingles.
+        self.compared = self.verified = 0
+        self.signatures = np.zeros((len(texts), permutations), np.uint32)
+        bands, rows = bands_for(threshold, permutations, recall)
+        signed = [np.zeros(0, np.int64)]
+        with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+            signed += pool.map(self._sign, *_starts(slices(texts)))
+        self._share(np.concatenate(signed), bands, rows)
+
+    def _sign(self, start: int, texts: pl.Series) -> np.ndarray:
+        """Signs a slice of the texts; gives the places of those that have a shingle."""
+        hashes, offsets = shingles(texts, self.shingle, self.unit)
+        some = np.flatnonzero(np.diff(offsets))
+        high = (hashes >> np.uint64(32)).astype(np.uint32)
+        # Texts without a shingle take no room in `hashes`, so the others' offsets need no change.
+        signed = signatures(high, np.append(offsets[some], len(high)), self.signatures.shape[1])
+        self.signatures[start + some] = signed
+        return start + some
+
+    def _share(self, signed: np.ndarray, bands: int, rows: int) -> None:
+        """Fills in which text is in which bucket, for the buckets of two texts or more."""
+        bits = max(len(self.texts) - 1, 1).bit_length()  # a key in the high bits of a number, a text in its low bits
+        low = np.uint64((1 << bits) - 1)
+        texts, buckets, number = [], [], 0
+        for band in range(bands):
+            key = np.zeros(len(signed), np.uint64)
+            for row in range(band * rows, (band + 1) * rows):
+                key = (key ^ self.signatures[signed, row]) * np.uint64(0x9FB21C651E98DF25)
+                key ^= key >> np.uint64(32)
+            packed = np.sort((key & ~low) | signed.astype(np.uint64))
+            new = np.append(True, np.diff(packed & ~low) != 0)[: len(packed)]
+            shared = ~(new & np.append(new[1:], True)[: len(packed)])
+            first = shared & new
+            texts.append((packed[shared] & low).astype(np.int64))
+            buckets.append(np.cumsum(first)[shared] - 1 + number)
+            number += int(first.sum())
+        text, bucket = np.concatenate(texts), np.concatenate(buckets)
+        order = np.argsort(text, kind="stable")
+        #: Texts that share a bucket, in order, and the buckets of the text number `i` of them: `[first[i]:first[i + 1]]`.
+        self.sharing, first = np.unique(text[order], return_index=True)
+        self.first = np.append(first, len(text))
+        self.bucket = bucket[order]
+        self.buckets = number
+
+    def _near(self, others: np.ndarray, texts: np.ndarray) -> pl.DataFrame:
+        """The pairs (of numbers in `sharing`) that reach the threshold: `other, text, jaccard`."""
+        self.compared += len(texts)
+        left, right = self.sharing[others], self.sharing[texts]
+        length = self.signatures.shape[1]
+        least = length * self.threshold - _DEVIATIONS * sqrt(length * self.threshold * (1 - self.threshold))
+        chunks = [slice(at, at + 8192) for at in range(0, len(left), 8192)]
+        agree = [(self.signatures[left[at]] == self.signatures[right[at]]).sum(axis=1) for at in chunks]
+        places = np.flatnonzero(np.concatenate([np.zeros(0), *agree]) >= least)
+        self.verified += len(places)
+        jaccard = self._jaccard(left[places], right[places])
+        near = jaccard >= self.threshold
+        return pl.DataFrame({"other": others[places][near], "text": texts[places][near], "jaccard": jaccard[near]})
+
+    def _jaccard(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """float64: Jaccard similarity of each pair of texts, over the sets of their shingles.
+
+        Shingles are equal when 54 bits of their keyed hashes are: for two texts of 200 words, once in 10**12 pairs of
+        texts two different ones are taken for the same, whatever is in the texts.
+        """
+        texts, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+        hashes, offsets = _distinct(*shingles(self.texts.gather(texts), self.shingle, self.unit, self.key))
+        sizes = np.diff(offsets)
+        one, other = places[: len(left)], places[len(left) :]
+        shared = np.zeros(len(left), np.int64)
+        ends = np.cumsum(sizes[one] + sizes[other])
+        start = 0
+        while start < len(left):
+            before = ends[start - 1] if start else 0
+            stop = int(np.searchsorted(ends, before + _COMPARED_HASHES, side="right"))
+            stop = min(max(stop, start + 1), start + _COMPARED_PAIRS)
+            both = np.concatenate([one[start:stop], other[start:stop]])
+            pair = np.tile(np.arange(stop - start, dtype=np.uint64), 2)
+            found = hashes[_ranges(offsets[both], sizes[both])]
+            found |= np.repeat(pair << np.uint64(_COMPARED_BITS), sizes[both])
+            found.sort()
+            twice = found[1:][found[1:] == found[:-1]] >> np.uint64(_COMPARED_BITS)
+            shared[start:stop] = np.bincount(twice.astype(np.int64), minlength=stop - start)
+            start = stop
+        return shared / np.maximum(sizes[one] + sizes[other] - shared, 1)
+
+    def duplicates(self) -> pl.DataFrame:
+        """As `near_duplicates`."""
+        kept = _Kept(self)
+        found: dict[int, tuple[int, float]] = {}
+        dropped = np.zeros(len(self.sharing), bool)
+        links: list[pl.DataFrame] = []
+        start, size = 0, _BLOCK_TEXTS
+        while start < len(self.sharing):
+            block = np.arange(start, min(start + size, len(self.sharing)))
+            near_kept = self._near(*kept.pairs(block))
+            left = np.setdiff1d(block, near_kept["text"], assume_unique=True)
+            fitting = kept.fitting(left)
+            if fitting < len(left):
+                block = block[: left[fitting] - start]
+                near_kept = near_kept.filter(pl.col("text") <= block[-1])
+                left = left[:fitting]
+            near = pl.concat([near_kept, self._near(*kept.inner_pairs(left))])
+            for other, text, jaccard in near.sort("text", "other").rows():
+                if not dropped[other] and not dropped[text]:
+                    found[text] = other, jaccard
+                    dropped[text] = True
+            kept.add(block[~dropped[block]])
+            # Texts near to one kept before the block may be near to one of the block as well, which joins two clusters.
+            near_both = self._near(*kept.pairs(distinct(near_kept["text"].to_numpy()), start))
+            near = pl.concat([near, near_both])
+            links.append(near.select("other", "text").filter(~dropped[near["other"]]))
+            start += len(block)
+            size = min(2 * len(block), _BLOCK_TEXTS)  # where one was too big the next one will be
+        clusters = np.arange(len(self.sharing))
+        if links:
+            _connect(clusters, *pl.concat(links).to_numpy().T)
+        rows = sorted(found)
+        others, similarities = zip(*(found[row] for row in rows), strict=True) if rows else ((), ())
+        return pl.DataFrame(
+            {
+                "row": self.sharing[rows],
+                "kept": self.sharing[list(others)],
+                "jaccard": similarities,
+                "cluster": self.sharing[clusters[rows]],
+            },
+            schema={"row": pl.UInt32, "kept": pl.UInt32, "jaccard": pl.Float64, "cluster": pl.UInt32},
+        )
+
+    def clusters(self) -> np.ndarray:
+        """As `near_clusters`."""
+        clusters = np.arange(len(self.sharing))
+        text, bucket = self.memberships(clusters)
+        for apart in range(1, MOST_MET + 1):
+            same = np.flatnonzero(bucket[apart:] == bucket[:-apart])
+            if not same.size:
+                break
+            left, right = text[same], text[same + apart]
+            open_ = clusters[left] != clusters[right]
+            near = self._near(*_unique(left[open_], right[open_]))
+            _connect(clusters, near["other"].to_numpy(), near["text"].to_numpy())
+        everywhere = np.arange(len(self.texts))
+        everywhere[self.sharing] = self.sharing[clusters]
+        return everywhere
+
+    def memberships(self, sharing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(text, bucket) of each membership of some of the `sharing` texts (by number, ascending), by bucket, then text."""
+        sizes = self.first[sharing + 1] - self.first[sharing]
+        bucket = self.bucket[_ranges(self.first[sharing], sizes)]
+        order = np.argsort(bucket, kind="stable")
+        return np.repeat(sharing, sizes)[order], bucket[order]
+
+
+class _Kept:
+    """The first kept texts of every bucket."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        room = np.minimum(np.bincount(index.bucket, minlength=index.buckets), MOST_MET)
+        self.start = np.concatenate([[0], np.cumsum(room)])
+        self.filled = np.zeros(index.buckets, np.int64)
+        self.texts = np.zeros(self.start[-1], np.int64)
+
+    def add(self, texts: np.ndarray) -> None:
+        text, bucket = self.index.memberships(texts)
+        place = self.filled[bucket] + _number_in_run(bucket)
+        fits = place < self.start[bucket + 1] - self.start[bucket]
+        self.texts[(self.start[bucket] + place)[fits]] = text[fits]
+        np.add.at(self.filled, bucket[fits], 1)
+
+    def pairs(self, texts: np.ndarray, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Each text with the kept ones of its buckets that are earlier, but not before `first`: (kept, text)."""
+        text, bucket = self.index.memberships(texts)
+        sizes = self.filled[bucket]
+        kept, text = self.texts[_ranges(self.start[bucket], sizes)], np.repeat(text, sizes)
+        wanted = (kept >= first) & (kept < text)
+        return _unique(kept[wanted], text[wanted])
+
+    def inner_pairs(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each text with the earlier ones of these texts in its buckets, as far as these have room."""
+        text, bucket = self._with_room(texts)
+        earlier = _number_in_run(bucket)
+        first = np.arange(len(text)) - earlier
+        return _unique(text[_ranges(first, earlier)], np.repeat(text, earlier))
+
+    def fitting(self, texts: np.ndarray) -> int:
+        """How many of the texts, from the first one, have few enough inner pairs to be compared at once."""
+        text, bucket = self._with_room(texts)
+        pairs = np.bincount(np.searchsorted(texts, text), _number_in_run(bucket), len(texts)).cumsum()
+        number = np.arange(1, len(texts) + 1)
+        over = np.flatnonzero(pairs > _PAIRS_A_TEXT * np.maximum(number, MOST_MET))
+        return int(over[0]) if over.size else len(texts)
+
+    def _with_room(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        text, bucket = self.index.memberships(texts)
+        room = self.filled[bucket] < MOST_MET
+        return text[room], bucket[room]
+
+
+def _starts(parts: Iterator[pl.Series]) -> tuple[list[int], list[pl.Series]]:
+    """The number of the first text of each part, and the parts."""
+    found = list(parts)
+    return [0, *np.cumsum([len(part) for part in found])[:-1].tolist()] if found else [], found
+
+
+def _distinct(hashes: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct hashes of each text, ascending, of each its high `_COMPARED_BITS`, and their offsets."""
+    bits, texts = np.uint64(_COMPARED_BITS), 1 << (64 - _COMPARED_BITS)
+    flat, sizes = [np.zeros(0, np.uint64)], [np.zeros(1, np.int64)]
+    for start in range(0, len(offsets) - 1, texts):
+        ends = offsets[start : start + texts + 1]
+        text = np.repeat(np.arange(len(ends) - 1, dtype=np.uint64) << bits, np.diff(ends))
+        packed = distinct(text | hashes[ends[0] : ends[-1]] >> (np.uint64(64) - bits))
+        sizes.append(np.bincount((packed >> bits).astype(np.int64), minlength=len(ends) - 1))
+        flat.append(packed & np.uint64((1 << _COMPARED_BITS) - 1))
+    return np.concatenate(flat), np.cumsum(np.concatenate(sizes))
+
+
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... of each of the ranges, one after the other."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
+
+
+def _number_in_run(values: np.ndarray) -> np.ndarray:
+    """0, 1, 2 ... in each run of equal values."""
+    new = np.append(True, values[1:] != values[:-1])[: len(values)]
+    firsts = np.flatnonzero(new)
+    return np.arange(len(values)) - np.repeat(firsts, np.diff(np.append(firsts, len(values))))
+
+
+def _unique(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct pairs of two arrays of numbers below 2**31."""
+    packed = distinct(left << 32 | right)
+    return packed >> 32, packed & 0xFFFFFFFF
+
+
+def _connect(clusters: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """Joins, in place, the clusters of the pairs; a cluster is named by its least member."""
+    while True:
+        one, other = clusters[left], clusters[right]
+        apart = one != other
+        if not apart.any():
+            return
+        np.minimum.at(clusters, np.maximum(one, other)[apart], np.minimum(one, other)[apart])
+        while not np.array_equal(jumped := clusters[clusters], clusters):
+            clusters[:] = jumped
+
+
+def _mix32(hashes: np.ndarray) -> np.ndarray:
+    """The 32-bit finaliser of MurmurHash3 (Appleby 2011), which datasketch applies before its permutations."""
+    hashes = (hashes ^ (hashes >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    hashes = (hashes ^ (hashes >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return hashes ^ (hashes >> np.uint32(16))
