@@ -101,6 +101,7 @@ def card(manifest: Mapping[str, Any]) -> str:
                 for stage in manifest["funnel"]
             ],
         ),
+        *_contamination(manifest["contamination"]),
         *_reported(manifest["audit"]),
         "## How to load it",
         "```python\nimport datasets\n\n"
@@ -123,6 +124,15 @@ def _reasons(dropped: Mapping[str, int]) -> str:
         ", ".join(f"{reason} {count:,}" for reason, count in sorted(dropped.items(), key=lambda item: -item[1]))
         or "none"
     )
+
+
+def _contamination(report: Mapping[str, Any]) -> list[str]:
+    """A mixture whose recipe names benchmarks says of each what was found, also when that is nothing."""
+    rows = [
+        [name, *(f"{entry[key]:,}" for key in ("items", "touched", "rows", "dropped"))] for name, entry in report.items()
+    ]
+    head = ["benchmark", "items", "items found", "rows that held them", "rows dropped for it"]
+    return ["## Text of benchmarks", _table(head, rows)] if rows else []
 
 
 def _reported(audit: Mapping[str, Any]) -> list[str]:

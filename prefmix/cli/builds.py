@@ -212,9 +212,11 @@ def _report_look(curated: Curated, look: Mapping[str, Any], limit: int | None, s
 
 
 def _print_pages(manifest: Mapping[str, Any]) -> None:
-    from prefmix.cli.pages import funnel_page, sources_page, splits_page, titled
+    from prefmix.cli.pages import contamination_page, funnel_page, sources_page, splits_page, titled
 
     out().print(titled("From rows read to rows in the mixture", funnel_page(manifest)))
+    if held := contamination_page(manifest["contamination"], manifest["funnel"][0]["out"]):
+        out().print(titled("Text of benchmarks", held))
     out().print(titled("Sources", sources_page(manifest)))
     out().print(titled("Splits", splits_page(manifest)))
 

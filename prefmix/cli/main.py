@@ -23,6 +23,7 @@ COMMANDS = {
     "diff": ("prefmix.cli.mixtures", "Say which rows came, went or moved between two mixtures, and why."),
     "drops": ("prefmix.cli.mixtures", "List the rows that are not in a mixture, with their reasons."),
     "why": ("prefmix.cli.mixtures", "Tell the story of one row: why it is in a mixture, or why not."),
+    "contamination": ("prefmix.cli.contaminations", "Say which benchmarks a data set holds text of, and where."),
     "list": ("prefmix.cli.mixtures", "List the mixtures in the store and their versions."),
     "rm": ("prefmix.cli.mixtures", "Remove a version of a mixture."),
 }

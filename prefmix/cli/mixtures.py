@@ -262,6 +262,8 @@ def _show(mixture: Mixture, store: str | None, as_json: bool) -> None:
     out().print(
         pages.titled("Lengths", pages.lengths_page(found["lengths"]), f"in {found['lengths'][0]['unit']}, log scale")
     )
+    if held := pages.contamination_page(manifest["contamination"], manifest["funnel"][0]["out"]):
+        out().print(pages.titled("Text of benchmarks", held))
     if reported := pages.audit_page(manifest):
         out().print(pages.titled("Reported, not dropped", reported))
     commands = [(_again("show", mixture, "--sample", "3", store=store), "read some rows")]

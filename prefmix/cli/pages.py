@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Manifest = Mapping[str, Any]
 
 _TOP_REASONS = 3
+_TOP_ITEMS = 3
 _CHANGES = {"swap": "chosen and rejected swapped", "strip": "special tokens stripped"}
 
 
@@ -84,6 +85,30 @@ def splits_page(manifest: Manifest) -> RenderableType:
         table.add_row(shown, split, f"{entry['rows']:,}", share, *tokens, bar)
         previous = subset
     return Trimmed(table)
+
+
+def contamination_page(report: Mapping[str, Any], read: int) -> RenderableType | None:
+    """By benchmark: its items, how many of them were found, in how many of the rows, and the items in most rows. None
+    where no benchmark was asked for."""
+    if not report:
+        return None
+    table = grid("benchmark", ">items", ">found", ">rows", ">of read", "~", "~from", header=True)
+    worst = grid("item", ">rows", "~words", header=True)
+    most = max(entry["rows"] for entry in report.values())
+    for name, entry in report.items():
+        rows = Text(f"{entry['rows']:,}", "yellow" if entry["rows"] else "")
+        bar = Bar(entry["rows"], most, "yellow", 12, thin=True)
+        found = Text(f"{entry['touched']:,}", "yellow" if entry["touched"] else "")
+        sources = clipped(", ".join(f"{source} {count:,}" for source, count in entry["sources"].items()), "dim")
+        table.add_row(
+            Text(name), f"{entry['items']:,}", found, rows, Text(percent(entry["rows"], read), "dim"), bar, sources
+        )
+        for item in entry["worst"][:_TOP_ITEMS]:
+            worst.add_row(Text(item["item"]), f"{item['rows']:,}", clipped(item["text"], "dim"))
+    pages: list[RenderableType] = [Trimmed(table)]
+    if worst.row_count:
+        pages += [Text("\nThe items in most rows", "bold"), Trimmed(worst)]
+    return Group(*pages)
 
 
 def audit_page(manifest: Manifest) -> RenderableType | None:

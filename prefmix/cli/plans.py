@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prefmix.cli.screen import out, say
 
 if TYPE_CHECKING:
+    from prefmix.benchmarks import Benchmark
     from prefmix.recipe import Filter, Recipe
     from prefmix.sources import Source
     from prefmix.tokens import LoadedTokenizer
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 _SHOWN_FILES = 4
 
 
-def plan_json(recipe: Recipe, found: Mapping[str, Source], tokenizer: LoadedTokenizer | None) -> dict[str, Any]:
+def plan_json(
+    recipe: Recipe, found: Mapping[str, Source], benchmarks: Sequence[Benchmark], tokenizer: LoadedTokenizer | None
+) -> dict[str, Any]:
     """The plan of a build, as `prefmix check --json` prints it."""
     revisions = {name: source.revision for name, source in found.items() if source.revision}
     if tokenizer and tokenizer.revision:
@@ -26,7 +29,17 @@ def plan_json(recipe: Recipe, found: Mapping[str, Source], tokenizer: LoadedToke
         "recipe_digest": recipe.digest(revisions),
         "sources": {name: _source_plan(source) for name, source in found.items()},
         "filter": rules_in_force(recipe.filter),
-        "dedupe": recipe.dedupe.model_dump(exclude={"near"}),
+        "decontaminate": {
+            **recipe.decontaminate.model_dump(include={"ngram", "answers"}),
+            "benchmarks": {
+                each.name: {
+                    "files": [file.name for section in each.sections for file in section.files],
+                    "fields": each.fields,
+                }
+                for each in benchmarks
+            },
+        },
+        "dedupe": recipe.dedupe.model_dump(),
         "mix": recipe.mix.model_dump(),
         "splits": dict(recipe.splits),
         "format": recipe.format.model_dump(include={"template", "layout", "system"}),
@@ -112,10 +125,15 @@ def _origin(entry: Mapping[str, Any]) -> list[str]:
 def _settings(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "filter", ""
     yield from ((f"  {action}", ", ".join(rules)) for action, rules in plan["filter"].items() if rules)
+    if measured := plan["decontaminate"]["benchmarks"]:
+        where = "prompts and answers" if plan["decontaminate"]["answers"] else "prompts"
+        yield "decontaminate", f"{where} that hold text of {', '.join(measured)}"
     dedupe = plan["dedupe"]
     exact = {"pair": "rows with equal contents", "prompt": "rows with equal prompts", "off": "off"}[dedupe["exact"]]
     cap = f"; at most {dedupe['prompt_cap']:,} pairs of one prompt" if dedupe["prompt_cap"] else ""
-    yield "dedupe", f"{exact}{cap}{'; sft rows that repeat a pair' if dedupe['across'] else ''}"
+    near = dedupe["near"]
+    alike = f"; {near['on']} alike from a Jaccard similarity of {near['threshold']:g}" if near else ""
+    yield "dedupe", f"{exact}{cap}{alike}{'; sft rows that repeat a pair' if dedupe['across'] else ''}"
     yield "mix", "; ".join(_shares(plan["mix"])) or "everything that is kept"
     splits = {name: share for name, share in plan["splits"].items() if share}
     held_out = ", ".join(f"{name} {share:g}" for name, share in splits.items())

@@ -17,7 +17,8 @@ from prefmix.cli.screen import command_line, emit_json, err, say, say_next
 from prefmix.errors import PrefmixError, Problem, RecipeError, UsageError
 
 if TYPE_CHECKING:
-    from prefmix.recipe import Recipe
+    from prefmix.benchmarks import Benchmark
+    from prefmix.recipe import Decontaminate, Recipe
     from prefmix.sources import Source
     from prefmix.tokens import LoadedTokenizer
 
@@ -91,13 +92,15 @@ def check_command(recipe: str, overrides: Sequence[str], as_json: bool) -> None:
     say_next([(f"{build} --limit 100", "a first look at some rows"), (build, "all of it")])
 
 
-def _checked(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Source], LoadedTokenizer | None]:
+def _checked(
+    path: str, overrides: Sequence[str]
+) -> tuple[Recipe, dict[str, Source], list[Benchmark], LoadedTokenizer | None]:
     """The recipe with its inputs found, or a RecipeError with everything that keeps it from being built.
 
     Its exit code is 1 where only inputs are at fault: files that are not there, a Hub out of reach.
     """
     recipe = read_recipe(path, overrides)
-    from prefmix import sources, tokens
+    from prefmix import benchmarks, sources, tokens
     from prefmix.plan import unsupported
 
     lines = _lines(path)
@@ -109,6 +112,12 @@ def _checked(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Sou
             found[name] = sources.resolve(name, source, recipe.root)
         except PrefmixError as error:
             problems.append(Problem(f"sources.{name}", str(error).removeprefix(f"source {name}: ")))
+    measured: list[Benchmark] = []
+    for key, asked in _benchmarks(recipe):
+        try:
+            measured += benchmarks.resolve(asked, recipe.root)
+        except PrefmixError as error:
+            problems.append(Problem(key, str(error).removeprefix(f"{key}: ")))
     settings, tokenizer = recipe.format, None
     if settings.tokenizer:
         try:
@@ -120,7 +129,16 @@ def _checked(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Sou
         error = RecipeError(path, problems)
         error.exit_code = RecipeError.exit_code if refused else PrefmixError.exit_code
         raise error
-    return recipe, found, tokenizer
+    return recipe, found, measured, tokenizer
+
+
+def _benchmarks(recipe: Recipe) -> Iterator[tuple[str, Decontaminate]]:
+    """Each benchmark of a recipe alone, with its key."""
+    asked = recipe.decontaminate
+    for name in asked.suites:
+        yield "decontaminate.suites", asked.model_copy(update={"suites": [name], "against": {}})
+    for name, table in asked.against.items():
+        yield f"decontaminate.against.{name}", asked.model_copy(update={"suites": [], "against": {name: table}})
 
 
 def _lines(path: str) -> dict[str, int]:
