@@ -5,11 +5,13 @@
 3. Texts that share a bucket are compared: first by signature, then by the hashes of their shingles, under a random key.
 
 A text is dropped for one that stays, never for one that was dropped itself, and the order of the texts alone says which
-one stays. The work is linear in the number of texts: of one bucket a text meets at most `MOST_MET` that stay.
+one stays. The work is linear in the number of texts: of one bucket a text meets at most `MOST_MET` that stay
+(more in small buckets).
 """
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +22,10 @@ import polars as pl
 
 from prefmix.shingles import Unit, distinct, shingles, slices
 
-#: A text is compared with at most this many kept ones of one bucket; it has one bucket in every band.
+#: Of one bucket (it has one in every band) a text is compared with at most this many texts that stay, or as many as make
+#: `MOST_PAIRS` comparisons in the bucket if that is more: all of them, in a bucket of a thousand texts.
 MOST_MET = 64
+MOST_PAIRS = 1 << 20
 _BLOCK_TEXTS = 4096  # texts that are decided together
 _PAIRS_A_TEXT = 32  # pairs inside a block, for each text of it; a block with more is made smaller
 _DEVIATIONS = 4.0  # one pair at the threshold in 30,000 fails the comparison of signatures
@@ -242,8 +246,13 @@ class Index:
         """As `near_clusters`."""
         clusters = np.arange(len(self.sharing))
         text, bucket = self.memberships(clusters)
-        for apart in range(1, MOST_MET + 1):
+        most_met = self.most_met()
+        for apart in itertools.count(1):
+            if apart.bit_count() == 1:  # now and then the buckets that are done are left behind
+                goes_on = np.minimum(np.bincount(bucket, minlength=self.buckets) - 1, most_met) >= apart
+                text, bucket = text[goes_on[bucket]], bucket[goes_on[bucket]]
             same = np.flatnonzero(bucket[apart:] == bucket[:-apart])
+            same = same[most_met[bucket[same]] >= apart]
             if not same.size:
                 break
             left, right = text[same], text[same + apart]
@@ -253,6 +262,10 @@ class Index:
         everywhere = np.arange(len(self.texts))
         everywhere[self.sharing] = self.sharing[clusters]
         return everywhere
+
+    def most_met(self) -> np.ndarray:
+        """int64, for each bucket: how many others a text is compared with."""
+        return np.maximum(MOST_MET, MOST_PAIRS // np.bincount(self.bucket, minlength=self.buckets))
 
     def memberships(self, sharing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(text, bucket) of each membership of some of the `sharing` texts (by number, ascending), by bucket, then text."""
@@ -267,15 +280,15 @@ class _Kept:
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        room = np.minimum(np.bincount(index.bucket, minlength=index.buckets), MOST_MET)
-        self.start = np.concatenate([[0], np.cumsum(room)])
+        self.room = np.minimum(np.bincount(index.bucket, minlength=index.buckets), index.most_met())
+        self.start = np.concatenate([[0], np.cumsum(self.room)])
         self.filled = np.zeros(index.buckets, np.int64)
         self.texts = np.zeros(self.start[-1], np.int64)
 
     def add(self, texts: np.ndarray) -> None:
         text, bucket = self.index.memberships(texts)
         place = self.filled[bucket] + _number_in_run(bucket)
-        fits = place < self.start[bucket + 1] - self.start[bucket]
+        fits = place < self.room[bucket]
         self.texts[(self.start[bucket] + place)[fits]] = text[fits]
         np.add.at(self.filled, bucket[fits], 1)
 
@@ -304,7 +317,7 @@ class _Kept:
 
     def _with_room(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         text, bucket = self.index.memberships(texts)
-        room = self.filled[bucket] < MOST_MET
+        room = self.filled[bucket] < self.room[bucket]
         return text[room], bucket[room]
 
 

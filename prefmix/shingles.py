@@ -37,9 +37,12 @@ def normalise(texts: pl.Series) -> pl.Series:
     Words are runs of letters, marks and digits (marks stay: without them Hindi and Thai fall apart); zero-width
     characters are taken out, they split no word. Chinese, Japanese and South-East Asian letters are words of their own.
     """
-    plain = texts.str.replace_all(r"\p{Cf}+", "").str.normalize("NFKC").str.to_lowercase()
+    # Lower case first, some letters are one with their mark in lower case only (ẗ); and after, NFKC may give capitals.
+    lower = texts.str.replace_all(r"\p{Cf}+", "").str.to_lowercase()
+    plain = lower.str.normalize("NFKC").str.to_lowercase()
     spaced = plain.str.replace_all(_UNSPACED, " $1 ")
-    return spaced.str.replace_all(r"[^\p{L}\p{M}\p{N}]+", " ").str.strip_chars(" ")
+    # A mark that follows no letter or digit belongs to what separates: that of ❤️, or of ´, which is a space with a mark.
+    return spaced.str.replace_all(r"(?:[^\p{L}\p{M}\p{N}]|^)[^\p{L}\p{N}]*", " ").str.strip_chars(" ")
 
 
 def slices(texts: pl.Series, size: int = SLICE_BYTES) -> Iterator[pl.Series]:
