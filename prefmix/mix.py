@@ -18,12 +18,10 @@ from prefmix.errors import BuildError
 from prefmix.ledger import ALIVE, Drop, mark
 from prefmix.minhash import near_clusters
 from prefmix.recipe import Mix, Near, Source
-from prefmix.schema import PARTS, Kind, prompt_text
+from prefmix.schema import Kind, prompt_text
+from prefmix.shingles import sequence_hashes, slices
 
 NOT_SAMPLED = "mix/not_sampled"
-_CHUNK_ROWS = 4096
-_LOWER = bytes(range(256)).lower()
-_SEPARATORS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
 _ORDER, _SAMPLE, _SPLIT = 0, 1, 2  # what a hash is for: the same row draws other numbers for other questions
 
 
@@ -37,11 +35,16 @@ def _mix64(values: np.ndarray) -> np.ndarray:
 def draws(keys: pl.Series, seed: int, purpose: int, copy: pl.Series | None = None) -> pl.Series:
     """uint64, uniform: one number per key (a hex string, of which the first 16 digits count), seed, purpose and copy."""
     digits = "".join(keys.str.head(16).to_list())
+    values = np.frombuffer(bytes.fromhex(digits), dtype=">u8").astype(np.uint64)
+    return pl.Series("draw", _drawn(values, seed, purpose, copy))
+
+
+def _drawn(keys: np.ndarray, seed: int, purpose: int, copy: pl.Series | None = None) -> np.ndarray:
     salt = _mix64(np.array([seed, purpose + 0x9E3779B97F4A7C15], dtype=np.uint64))
-    state = _mix64(np.frombuffer(bytes.fromhex(digits), dtype=">u8").astype(np.uint64) ^ salt[0]) ^ salt[1]
+    state = _mix64(keys ^ salt[0]) ^ salt[1]
     if copy is not None:
         state = state + copy.to_numpy().astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return pl.Series("draw", _mix64(state))
+    return _mix64(state)
 
 
 def sample(rows: pl.DataFrame, kind: Kind, sources: Mapping[str, Source], mix: Mix, seed: int) -> pl.DataFrame:
@@ -120,37 +123,28 @@ def _by_shares(
 
 
 def split(
-    rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int, joined: Mapping[str, str]
+    rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int, joined: Mapping[int, int]
 ) -> pl.DataFrame:
     """The kept rows with `split`: a hash threshold on the cluster of the prompt, so that rows with the same prompt are
     never on both sides, in either subset. `joined` gives clusters another name, as `near_prompts` does."""
     kept = rows.filter(ALIVE)
-    text = prompt_text(kind)
-    keys = kept.lazy().select(a=text.hash(1), b=text.hash(2)).with_row_index("_index").collect()
-    distinct = keys.unique(["a", "b"], keep="first", maintain_order=True)
-    turns = kept.select(PARTS[kind][0])
-    prompts = (
-        turns[part["_index"]].select(text.alias("prompt")).to_series() for part in distinct.iter_slices(_CHUNK_ROWS)
-    )
-    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-        clusters = [key for keys_ in pool.map(clusters_of, prompts) for key in keys_]
-    clusters = [joined.get(key, key) for key in clusters]
-    point = draws(pl.Series(clusters, dtype=pl.String), seed, _SPLIT).cast(pl.Float64) / 2.0**64
+    clusters = pl.Series(clusters_of(kept.select(prompt_text(kind)).to_series()))
+    if joined:
+        clusters = clusters.replace(joined)
+    point = pl.Series("point", _drawn(clusters.to_numpy(), seed, _SPLIT)).cast(pl.Float64) / 2.0**64
     name, upper = pl.lit("train"), sum(splits.values())
     for split_name, fraction in reversed(list(splits.items())):
-        name = pl.when(pl.col("point") < upper).then(pl.lit(split_name)).otherwise(name)
+        name = pl.when(point < upper).then(pl.lit(split_name)).otherwise(name)
         upper -= fraction
-    named = distinct.with_columns(point=point).select("a", "b", split=name)
-    return kept.with_columns(keys.join(named, on=["a", "b"], how="left", maintain_order="left")["split"])
+    return kept.with_columns(split=name)
 
 
-def near_prompts(rows: Mapping[Kind, pl.DataFrame], near: Near) -> dict[str, str]:
+def near_prompts(rows: Mapping[Kind, pl.DataFrame], near: Near) -> dict[int, int]:
     """`{cluster: the cluster that it belongs to}` for the clusters of prompts (see `clusters_of`) of kept rows, of all
     subsets together, that near pairs connect. The one with the least name gives the name."""
     prompts = pl.concat(frame.filter(ALIVE).select(prompt=prompt_text(kind)) for kind, frame in rows.items())
-    distinct = prompts["prompt"].unique(maintain_order=True)
-    names = pl.DataFrame({"name": clusters_of(distinct), "prompt": distinct}, schema_overrides={"name": pl.String})
-    names = names.group_by("name").agg(pl.col("prompt").min()).sort("name")
+    named = prompts.with_columns(name=clusters_of(prompts["prompt"]))
+    names = named.group_by("name").agg(pl.col("prompt").min()).sort("name")
     first = near_clusters(
         names["prompt"], near.threshold, near.shingle, near.shingle_unit, near.permutations, near.recall
     )
@@ -158,20 +152,14 @@ def near_prompts(rows: Mapping[Kind, pl.DataFrame], near: Near) -> dict[str, str
     return dict(moved.select("name", "joined").rows())
 
 
-def clusters_of(prompts: pl.Series) -> list[str]:
-    """For each prompt 16 hex digits that are equal for equal prompts, whatever their case, spacing and punctuation.
-
-    What is hashed are the letters, marks and digits of the prompt in lower case and Unicode NFKC (marks stay: without
-    them Hindi and Thai fall apart), or the prompt as it is where that leaves nothing. Text in ASCII, which is most of
-    it, has a faster way to the same.
-    """
-    is_ascii = prompts.str.len_bytes() == prompts.str.len_chars()
-    other = prompts.filter(~is_ascii).str.to_lowercase().str.normalize("NFKC")
-    others = iter(other.str.replace_all(r"[^\p{L}\p{M}\p{N}]+", "").to_list())
-    clusters = []
-    for text in prompts.to_list():
-        key = text.encode().translate(_LOWER, _SEPARATORS) if text.isascii() else next(others).encode()
-        clusters.append(blake2b(key or text.encode(), digest_size=8).hexdigest())
+def clusters_of(prompts: pl.Series) -> np.ndarray:
+    """uint64, for each prompt a number that is equal for prompts of the same words (see `shingles.normalise`), whatever
+    their case, spacing and punctuation; for a prompt without a word, a number of its own text."""
+    with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
+        clusters = np.concatenate([np.zeros(0, np.uint64), *pool.map(sequence_hashes, slices(prompts))])
+    for place in np.flatnonzero(clusters == 0).tolist():
+        text = (prompts[place] or "").encode()
+        clusters[place] = int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
     return clusters
 
 

@@ -84,6 +84,21 @@ def words(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     return _joined(_blocks(texts))
 
 
+def sequence_hashes(texts: pl.Series) -> np.ndarray:
+    """uint64, a hash of the words of each text in their order; 0 for a text without a word."""
+    found = [np.zeros(0, np.uint64)]
+    for hashes, offsets in _blocks(texts):
+        sizes = np.diff(offsets)
+        powers = np.cumprod(np.append(np.ones(1, np.uint64), np.repeat(_BASE, sizes.max(initial=0))))
+        terms = hashes * powers[np.arange(len(hashes)) - np.repeat(offsets[:-1], sizes)]
+        some = np.flatnonzero(sizes)
+        sums = np.zeros(len(sizes), np.uint64)
+        if some.size:
+            sums[some] = _mix64(np.add.reduceat(terms, offsets[some])) | np.uint64(1)
+        found.append(sums)
+    return np.concatenate(found)
+
+
 def ngrams(hashes: np.ndarray, offsets: np.ndarray, n: int, whole: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of every run of `n` hashes inside a text: (flat uint64, int64 offsets).
 
@@ -124,10 +139,16 @@ def _joined(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
 def _blocks(texts: pl.Series, key: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hashes of words, and offsets, of about `_BLOCK_BYTES` of text at a time."""
     data, ends = _utf8(texts)
+    for start, stop in _block_bounds(ends):
+        yield _words(data[ends[start] : ends[stop]], ends[start : stop + 1] - ends[start], key)
+
+
+def _block_bounds(ends: np.ndarray) -> Iterator[tuple[int, int]]:
+    """The first text of each block, and the first one behind it."""
     start = 0
     while start < len(ends) - 1:
         stop = max(start + 1, int(np.searchsorted(ends, ends[start] + _BLOCK_BYTES, side="right")) - 1)
-        yield _words(data[ends[start] : ends[stop]], ends[start : stop + 1] - ends[start], key)
+        yield start, stop
         start = stop
 
 
