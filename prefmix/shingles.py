@@ -24,9 +24,7 @@ _COMMON = "“”‘’–—…•·«»°£€→←✓≈×÷−\u00a0"
 # Scripts that put no space between words: there every letter, with its marks, is a word.
 _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*)"
 _LONGEST = 64  # bytes; longer words are hashed by blake2b
-_LETTERS = np.array(
-    [ord(chr(b).lower()) if b < 128 and chr(b).isalnum() else b & 128 and b for b in range(256)], np.uint8
-)
+_LETTERS = bytes(ord(chr(b).lower()) if b < 128 and chr(b).isalnum() else b & 128 and b for b in range(256))
 _LOW_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)
 _BASE = np.array([0x9E3779B97F4A7C15], np.uint64)  # an array: NumPy warns when a scalar overflows
 
@@ -162,8 +160,8 @@ def _utf8(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
 
 def _words(text: np.ndarray, ends: np.ndarray, key: int) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the words of a block of texts, and their offsets."""
-    data = np.zeros(len(text) + 8, np.uint8)  # eight more: a word is read in pieces of eight bytes
-    np.take(_LETTERS, text, out=data[: len(text)])
+    # Eight more bytes: a word is read in pieces of eight.
+    data = np.frombuffer(text.tobytes().translate(_LETTERS) + bytes(8), np.uint8)
     starts, stops = _runs(data, ends)
     lengths = stops - starts
     values = _spelled(data, starts, lengths, 0) ^ np.uint64(key)

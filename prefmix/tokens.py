@@ -1,18 +1,18 @@
 """Token counts with the tokenizer of the model that will be trained.
 
 A special token splits the text that is tokenised, so ChatML text falls into one segment per message (`user\\nHello`)
-between `<|im_start|>` and `<|im_end|>`. Each distinct segment is tokenised once: the count of a whole conversation is
-the sum over its segments, exactly, which is checked on a sample of the very rows before it is relied on.
+between `<|im_start|>` and `<|im_end|>`, and the count of a whole conversation is the sum over its segments. Segments are
+counted by their pieces (see pieces.py) where the tokenizer allows that, else each distinct one is tokenised once. Both
+are exact, and are checked on a sample of the very rows before they are relied on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,10 +20,11 @@ from tokenizers import AddedToken, Tokenizer
 
 from prefmix.chatml import END, START, render_answer, render_prompt
 from prefmix.errors import SourceError
+from prefmix.pieces import PieceCounter, piece_counter
 from prefmix.schema import Kind, prompt_turns
 
 Progress = Callable[[int, int], None]
-Counter = Callable[[list[str]], np.ndarray]
+Counter = Callable[[pl.Series], np.ndarray]
 _BATCH = 2048
 _SAMPLE_ROWS = 64
 _SAMPLE_TEXTS = 512
@@ -42,6 +43,7 @@ class LoadedTokenizer:
     sha256: str
     tokenizer: Tokenizer
     added: tuple[str, ...]
+    pieces: PieceCounter | None
 
 
 def load(name: str, revision: str, root: Path) -> LoadedTokenizer:
@@ -70,7 +72,7 @@ def load(name: str, revision: str, root: Path) -> LoadedTokenizer:
     tokenizer.no_truncation()
     added = tuple(token for token in (START, END) if not _is_special(tokenizer, token))
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
-    return LoadedTokenizer(name, commit, sha256(data).hexdigest(), tokenizer, added)
+    return LoadedTokenizer(name, commit, sha256(data).hexdigest(), tokenizer, added, piece_counter(tokenizer))
 
 
 def _is_special(tokenizer: Tokenizer, token: str) -> bool:
@@ -85,7 +87,7 @@ def count(rows: pl.DataFrame, kind: Kind, loaded: LoadedTokenizer, progress: Pro
     """
     answers = ["chosen", "rejected"] if kind == "preference" else [pl.col("messages").list.tail(1).alias("answer")]
     parts = rows.select(prompt_turns(kind).alias("prompt"), *answers)
-    counts = _by_segment(parts, loaded.tokenizer, _counter(loaded.tokenizer, parts), progress)
+    counts = _by_segment(parts, loaded, progress)
     sample = parts.head(_SAMPLE_ROWS)
     if not counts.head(_SAMPLE_ROWS).equals(_whole(sample, loaded.tokenizer)):
         counts = _whole(parts, loaded.tokenizer)
@@ -94,21 +96,18 @@ def count(rows: pl.DataFrame, kind: Kind, loaded: LoadedTokenizer, progress: Pro
     return rows.hstack(counts)
 
 
-def _by_segment(parts: pl.DataFrame, tokenizer: Tokenizer, counter: Counter, progress: Progress | None) -> pl.DataFrame:
-    """`<part>_tokens` of every row, each distinct message tokenised once."""
+def _by_segment(parts: pl.DataFrame, loaded: LoadedTokenizer, progress: Progress | None) -> pl.DataFrame:
+    """`<part>_tokens` of every row, by its messages."""
+    tokenizer = loaded.tokenizer
     flat = {name: parts[name].list.explode(empty_as_null=False) for name in parts.columns}
     messages = pl.concat(flat.values()).rename("message").to_frame().unnest("message")
-    distinct = messages.unique()
-    segments = distinct.lazy().select(pl.format("{}\n{}", "role", "content"))
-    found = []
-    for start in range(0, distinct.height, _BATCH):
-        found.append(counter(segments.slice(start, _BATCH).collect().to_series().to_list()))
-        if progress:
-            progress(min(start + _BATCH, distinct.height), distinct.height)
-    tokens = np.concatenate(found) if found else np.empty(0, dtype=np.int64)
-    by_message = messages.join(
-        distinct.with_columns(tokens=pl.Series(tokens, dtype=pl.Int64)), on=["role", "content"], maintain_order="left"
-    )["tokens"].to_numpy()
+    if loaded.pieces is not None and _agrees(loaded.pieces, messages):
+        by_message = _counted(messages, loaded.pieces, progress)
+    else:
+        distinct = messages.unique()
+        tokens = pl.Series(_counted(distinct, partial(_lengths, tokenizer), progress), dtype=pl.Int64)
+        counted = distinct.with_columns(tokens=tokens)
+        by_message = messages.join(counted, on=["role", "content"], maintain_order="left")["tokens"].to_numpy()
     header, newline = (len(tokenizer.encode(text, add_special_tokens=False)) for text in ("assistant\n", "\n"))
     counts, offset = {}, 0
     for name, column in flat.items():
@@ -128,59 +127,32 @@ def _whole(parts: pl.DataFrame, tokenizer: Tokenizer) -> pl.DataFrame:
         prompt=render_prompt(pl.col("prompt")),
         **{name: render_answer(pl.col(name)) for name in parts.columns if name != "prompt"},
     )
-    counter = _HuggingFace(tokenizer)
     prompt = np.concatenate(
-        [counter(batch["prompt"].to_list()) for batch in texts.iter_slices(_BATCH)] or [np.empty(0)]
+        [_lengths(tokenizer, batch["prompt"]) for batch in texts.iter_slices(_BATCH)] or [np.empty(0)]
     )
     counts = {"prompt_tokens": prompt}
     for name in texts.columns[1:]:
-        whole = [counter((batch["prompt"] + batch[name]).to_list()) for batch in texts.iter_slices(_BATCH)]
+        whole = [_lengths(tokenizer, batch["prompt"] + batch[name]) for batch in texts.iter_slices(_BATCH)]
         counts[f"{name}_tokens"] = np.concatenate(whole or [np.empty(0)]) - prompt
     return pl.DataFrame(counts).cast(pl.Int32)
 
 
-def _counter(tokenizer: Tokenizer, parts: pl.DataFrame) -> Counter:
-    """gigatoken where it is installed and gives the ids of `tokenizer` on a sample of these rows, else `tokenizer`."""
-    slow = _HuggingFace(tokenizer)
-    if find_spec("gigatoken") is None:
-        return slow
-    step = max(1, parts.height // _SAMPLE_TEXTS)
-    sample = [
-        f"{message['role']}\n{message['content']}"
-        for row in parts.gather_every(step).iter_rows()
-        for messages in row
-        for message in messages
-    ]
-    try:
-        fast = _Gigatoken(tokenizer)
-        same = fast.ids(sample) == slow.ids(sample)
-    except Exception:  # a tokenizer that gigatoken does not know: it raises several kinds of errors
-        same = False
-    return fast if same else slow
+def _counted(messages: pl.DataFrame, counter: Counter, progress: Progress | None) -> np.ndarray:
+    """int64, the tokens of the segment of each message."""
+    segments = messages.lazy().select(pl.format("{}\n{}", "role", "content"))
+    found = []
+    for start in range(0, messages.height, _BATCH):
+        found.append(counter(segments.slice(start, _BATCH).collect().to_series()))
+        if progress:
+            progress(min(start + _BATCH, messages.height), messages.height)
+    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
 
-class _HuggingFace:
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return np.fromiter(map(len, encodings), dtype=np.int64, count=len(texts))
+def _agrees(pieces: PieceCounter, messages: pl.DataFrame) -> bool:
+    every = max(1, messages.height // _SAMPLE_TEXTS)
+    return pieces.agrees(messages.gather_every(every).select(pl.format("{}\n{}", "role", "content")).to_series())
 
 
-class _Gigatoken:
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        import gigatoken
-
-        self._tokenizer: Any = gigatoken.Tokenizer.from_json(tokenizer.to_str())
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        return self._tokenizer.encode_batch(texts).to_list()
-
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        import awkward
-
-        return np.asarray(awkward.num(self._tokenizer.encode_batch(texts)), dtype=np.int64)
+def _lengths(tokenizer: Tokenizer, texts: pl.Series) -> np.ndarray:
+    encodings = tokenizer.encode_batch_fast(texts.to_list(), add_special_tokens=False)
+    return np.fromiter(map(len, encodings), dtype=np.int64, count=len(texts))

@@ -10,7 +10,8 @@ the peer does not. Each side runs as a process of its own, in turn, and the medi
 the resident memory, summed over the process and its children (RSS), beside the same with shared pages split (PSS).
 
 `--tokenizer` is a folder with a tokenizer.json (scripts/mistral_chatml_tokenizer.py makes the one of
-OpenHermes-2.5); with it, prefmix runs once with Hugging Face's tokenizers and once with gigatoken, if that is installed.
+OpenHermes-2.5); with it, prefmix runs once as users run it, which counts distinct pieces of the texts, and once with every
+distinct message given to Hugging Face's tokenizers as a whole, as with a tokenizer whose texts have no pieces.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -45,14 +45,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--side", choices=["prefmix", "datasets"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--no-gigatoken", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not options.data.is_dir():
         sys.exit(
             f"{options.data} is missing: give --data, the folder with orca_dpo_pairs/, ultrafeedback_binarized/, openhermes/"
         )
     if options.side == "prefmix":
-        return run_prefmix(options.data, options.tokenizer, options.out, options.no_gigatoken)
+        return run_prefmix(options.data, options.tokenizer, options.out, options.whole)
     if options.side == "datasets":
         return run_datasets(options.data, options.tokenizer, options.out)
     compare(options.data, options.tokenizer, options.runs)
@@ -61,8 +61,7 @@ def main() -> None:
 def compare(data: Path, tokenizer: Path | None, runs: int) -> None:
     sides = [("datasets map/filter", "datasets", []), ("prefmix", "prefmix", [])]
     if tokenizer:
-        sides[1:] = [("prefmix, tokenizers", "prefmix", ["--no-gigatoken"])]
-        sides += [("prefmix, gigatoken", "prefmix", [])] if find_spec("gigatoken") else []
+        sides.append(("prefmix, whole texts", "prefmix", ["--whole"]))
     found: dict[str, list[dict]] = {name: [] for name, _, _ in sides}
     for _ in range(runs):
         for name, side, extra in sides:
@@ -126,7 +125,7 @@ def memory_mb(pid: int) -> dict[str, float]:
     return total
 
 
-def run_prefmix(data: Path, tokenizer: Path | None, out: Path, no_gigatoken: bool) -> None:
+def run_prefmix(data: Path, tokenizer: Path | None, out: Path, whole: bool) -> None:
     lines = ['name = "bench"']
     for name, path in {**PAIRS, **CHATS}.items():
         lines += [f"[sources.{name}]", f"path = {json.dumps(str(data.resolve() / path))}"]
@@ -137,8 +136,8 @@ def run_prefmix(data: Path, tokenizer: Path | None, out: Path, no_gigatoken: boo
     from prefmix import tokens
     from prefmix.build import build
 
-    if no_gigatoken:
-        setattr(tokens, "find_spec", lambda name: None)  # noqa: B010
+    if whole:
+        setattr(tokens, "piece_counter", lambda tokenizer: None)  # noqa: B010
 
     stages: dict[str, float] = {}
     since, current = time.perf_counter(), "start"

@@ -15,7 +15,7 @@ PACKAGE = Path(prefmix.__file__).parent
 #: A module may import from its own floor and from the floors below it.
 FLOORS = [
     {"errors", "schema"},
-    {"recipe", "ledger", "language", "digest"},
+    {"recipe", "ledger", "language", "digest", "pieces"},
     {"files", "records", "rows", "shingles", "minhash", "overlap"},
     {"hub"},
     {

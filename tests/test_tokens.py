@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from canonical import chat, frame, pair
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from prefmix import chatml, filters, tokens
+from prefmix import chatml, filters, pieces, tokens
 from prefmix.errors import SourceError
 from prefmix.recipe import Filter
 from prefmix.schema import CANONICAL
@@ -160,10 +162,75 @@ def test_a_folder_without_a_tokenizer_or_with_a_broken_one_is_a_clear_error(tmp_
         tokens.load(str(tmp_path), "main", Path("/"))
 
 
-def test_a_fast_tokenizer_is_used_only_when_its_ids_agree(tmp_path, monkeypatch):
-    pytest.importorskip("gigatoken")
-    loaded = saved(byte_level(), tmp_path)
-    parts = frame([pair("Hello there", "I am well, thank you.", "Hm.")]).select("prompt", "chosen", "rejected")
-    assert isinstance(tokens._counter(loaded.tokenizer, parts), tokens._Gigatoken)
-    monkeypatch.setattr(tokens._Gigatoken, "ids", lambda self, texts: [[0]] * len(texts))
-    assert isinstance(tokens._counter(loaded.tokenizer, parts), tokens._HuggingFace)
+@pytest.fixture(scope="module", params=[byte_level, metaspace])
+def in_pieces(request) -> tuple[Tokenizer, pieces.PieceCounter]:
+    tokenizer = request.param()
+    tokenizer.add_special_tokens(CHATML)
+    counter = pieces.piece_counter(tokenizer)
+    assert counter is not None
+    return tokenizer, counter
+
+
+anything = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+    | st.text("ab .,\n\t▁é\u00a0\u0301中1", max_size=30)
+    | st.sampled_from(["well<|im_end|>\n", "<|im_start|>", "Hello there, how are you today?", " \n \n  x"]),
+    max_size=6,
+)
+
+
+@given(anything)
+def test_pieces_give_the_counts_and_the_ids_of_the_tokenizer(in_pieces, texts):
+    tokenizer, counter = in_pieces
+    series = pl.Series(texts, dtype=pl.String)
+    assert counter(series).tolist() == [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    assert counter.agrees(series)
+
+
+def test_a_piece_is_tokenised_once(in_pieces, monkeypatch):
+    _, counter = in_pieces
+    encode, asked = counter._encode, []
+    monkeypatch.setattr(counter, "_encode", lambda texts: asked.extend(texts) or encode(texts))
+    texts = pl.Series(["walk walked walking walk", "walk walk"])
+    assert (counter(texts) == counter(texts)).all()
+    assert len(asked) == len(set(asked)) > 0
+
+
+def test_threads_share_a_counter(in_pieces):
+    tokenizer, counter = in_pieces
+    texts = [
+        pl.Series([f"word{n} {n} and {n * n} more" for n in range(start, start + 50)]) for start in range(0, 800, 25)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(counter, texts))
+    for part, counts in zip(texts, found, strict=True):
+        assert counts.tolist() == [len(tokenizer.encode(text, add_special_tokens=False)) for text in part]
+
+
+def no_pieces() -> dict[str, Tokenizer]:
+    words = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    random = metaspace()
+    random.model = models.BPE(dropout=0.1)
+    lower = byte_level()
+    lower.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=True)])
+    fused = metaspace()
+    fused.model = models.BPE({"<unk>": 0, "▁": 1, "a": 2}, [], unk_token="<unk>", fuse_unk=True)
+    split = metaspace()
+    split.pre_tokenizer = pre_tokenizers.Digits()
+    return {"wordpiece": words, "dropout": random, "prefix": lower, "fused": fused, "digits": split}
+
+
+@pytest.mark.parametrize("name", no_pieces())
+def test_other_tokenizers_are_not_counted_by_pieces(name):
+    assert pieces.piece_counter(no_pieces()[name]) is None
+
+
+def test_pieces_that_disagree_on_the_rows_are_not_used(tmp_path, monkeypatch):
+    loaded = saved(metaspace(), tmp_path)
+    assert loaded.pieces is not None
+    rows = frame([pair("Hello there", "I am well, thank you.", "Hm.")])
+    right = tokens.count(rows, "preference", loaded)
+    monkeypatch.setattr(pieces.PieceCounter, "__call__", lambda self, texts: np.full(len(texts), 7))
+    monkeypatch.setattr(loaded.pieces, "agrees", lambda texts: False)
+    assert tokens.count(rows, "preference", loaded).equals(right)
