@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from prefmix import card, mix
-from prefmix.digest import mixture_digest
+from prefmix.digest import SplitDigest, mixture_digest
 from prefmix.ledger import ALIVE, CHANGES, ledger
 from prefmix.mixture import columns, recorded, write_durably, write_split
 from prefmix.plan import Plan
@@ -68,20 +70,31 @@ class Curated:
 def write(curated: Curated, folder: Path, progress: Progress) -> dict[str, Any]:
     """Writes everything of a mixture but its manifest into a folder; gives the manifest."""
     planned, recipe = curated.plan, curated.plan.recipe
-    subsets: dict[str, dict[str, Any]] = {}
-    schemas, digests = {}, {}
-    total = sum(int(frame["copies"].sum()) for frame in curated.kept.values())
-    done = 0
-    for kind in (kind for kind in KINDS if kind in curated.kept and curated.kept[kind].height):
-        schemas[kind] = columns(kind, recipe.format.layout, planned.tokenizer is not None)
-        subsets[kind], by_split = {}, {}
+    kinds = [kind for kind in KINDS if kind in curated.kept and curated.kept[kind].height]
+    schemas: dict[str, pa.Schema] = {
+        kind: columns(kind, recipe.format.layout, planned.tokenizer is not None) for kind in kinds
+    }
+    total = sum(int(curated.kept[kind]["copies"].sum()) for kind in kinds)
+    written: list[int] = []
+
+    def write_subset(kind: Kind) -> dict[str, tuple[dict[str, Any], SplitDigest]]:
+        found = {}
         for split in ("train", *recipe.splits):
             part = mix.ordered(curated.kept[kind].filter(pl.col("split") == split), kind, recipe.seed)
             if part.height:
-                progress("write", done, total)
-                subsets[kind][split], by_split[split] = write_split(folder, kind, split, part, schemas[kind])
-                done += part.height
-        digests[kind] = by_split
+                progress("write", sum(written), total)
+                found[split] = write_split(folder, kind, split, part, schemas[kind])
+                written.append(part.height)
+        return found
+
+    with ThreadPoolExecutor(min(2, pl.thread_pool_size())) as pool:
+        found = dict(zip(kinds, pool.map(write_subset, kinds), strict=True))
+    subsets: dict[str, dict[str, Any]] = {
+        kind: {split: entry for split, (entry, _) in splits.items()} for kind, splits in found.items()
+    }
+    digests: dict[str, dict[str, SplitDigest]] = {
+        kind: {split: digest for split, (_, digest) in splits.items()} for kind, splits in found.items()
+    }
     progress("write", total, total)
     manifest = _manifest(curated, subsets, mixture_digest(schemas, digests))
     (folder / "drops").mkdir()
