@@ -47,7 +47,7 @@ def near(rows: dict[Kind, pl.DataFrame], settings: Near, across: bool) -> dict[K
     """Marks the rows whose text nearly repeats that of a row of higher rank which stays; pairs rank above sft rows.
 
     The evidence is the Jaccard similarity with the survivor (`kept_id`) and the cluster: the id of the best row of all
-    those that near pairs of a dropped and a kept row connect.
+    those that near pairs of a dropped row and a kept one above it connect.
     """
     rows = {kind: rows[kind].with_row_index("_index") for kind in KINDS if kind in rows}
     for kinds in [list(rows)] if across else [[kind] for kind in rows]:

@@ -23,10 +23,11 @@ import polars as pl
 from prefmix.shingles import Unit, distinct, shingles, slices
 
 #: Of one bucket (it has one in every band) a text is compared with at most this many texts that stay, or as many as make
-#: `MOST_PAIRS` comparisons in the bucket if that is more: all of them, in a bucket of a thousand texts.
+#: `MOST_PAIRS` comparisons in the bucket if that is more: all of them, in a bucket of five hundred texts.
 MOST_MET = 64
-MOST_PAIRS = 1 << 20
+MOST_PAIRS = 1 << 18
 _BLOCK_TEXTS = 4096  # texts that are decided together
+_BLOCK_PAIRS = 1 << 14  # pairs whose texts are hashed together when their shingles are compared
 _PAIRS_A_TEXT = 32  # pairs inside a block, for each text of it; a block with more is made smaller
 _DEVIATIONS = 4.0  # one pair at the threshold in 30,000 fails the comparison of signatures
 _SIGNED_TEXTS = 100  # texts, and permutations, whose hashes stay in the cache of a core together
@@ -168,7 +169,8 @@ class Index:
         agree = [(self.signatures[left[at]] == self.signatures[right[at]]).sum(axis=1) for at in chunks]
         places = np.flatnonzero(np.concatenate([np.zeros(0), *agree]) >= least)
         self.verified += len(places)
-        jaccard = self._jaccard(left[places], right[places])
+        parts = [places[at : at + _BLOCK_PAIRS] for at in range(0, len(places), _BLOCK_PAIRS)]
+        jaccard = np.concatenate([np.zeros(0), *(self._jaccard(left[part], right[part]) for part in parts)])
         near = jaccard >= self.threshold
         return pl.DataFrame({"other": others[places][near], "text": texts[places][near], "jaccard": jaccard[near]})
 
@@ -205,28 +207,36 @@ class Index:
         found: dict[int, tuple[int, float]] = {}
         dropped = np.zeros(len(self.sharing), bool)
         links: list[pl.DataFrame] = []
-        start, size = 0, _BLOCK_TEXTS
+        start = met = 0  # texts before `start` are decided, those before `met` have met all that are kept of them
+        size = _BLOCK_TEXTS
+        near_kept = self._near(*kept.pairs(np.arange(0)))
         while start < len(self.sharing):
-            block = np.arange(start, min(start + size, len(self.sharing)))
-            near_kept = self._near(*kept.pairs(block))
-            left = np.setdiff1d(block, near_kept["text"], assume_unique=True)
+            stop = min(start + size, len(self.sharing))
+            near_kept = pl.concat(
+                [near_kept.filter(pl.col("text") < met), self._near(*kept.pairs(np.arange(met, stop)))]
+            )
+            left = np.setdiff1d(np.arange(start, stop), near_kept["text"], assume_unique=True)
             fitting = kept.fitting(left)
-            if fitting < len(left):
-                block = block[: left[fitting] - start]
-                near_kept = near_kept.filter(pl.col("text") <= block[-1])
-                left = left[:fitting]
-            near = pl.concat([near_kept, self._near(*kept.inner_pairs(left))])
+            block = np.arange(start, left[fitting] if fitting < len(left) else stop)
+            in_block = pl.col("text") <= block[-1]
+            near = pl.concat([near_kept.filter(in_block), self._near(*kept.inner_pairs(left[:fitting]))])
             for other, text, jaccard in near.sort("text", "other").rows():
                 if not dropped[other] and not dropped[text]:
                     found[text] = other, jaccard
                     dropped[text] = True
             kept.add(block[~dropped[block]])
-            # Texts near to one kept before the block may be near to one of the block as well, which joins two clusters.
-            near_both = self._near(*kept.pairs(distinct(near_kept["text"].to_numpy()), start))
-            near = pl.concat([near, near_both])
-            links.append(near.select("other", "text").filter(~dropped[near["other"]]))
-            start += len(block)
+            # These have not met the kept ones of the block: texts after it, and texts of it that are near to one kept
+            # before; that they are near to one of it as well joins two clusters.
             size = min(2 * len(block), _BLOCK_TEXTS)  # where one was too big the next one will be
+            met = min(start + len(block) + size, stop)
+            others = np.append(
+                distinct(near_kept.filter(in_block)["text"].to_numpy()), np.arange(start + len(block), met)
+            )
+            near_kept = pl.concat([near_kept, self._near(*kept.pairs(others, start))])
+            near = pl.concat([near, near_kept.filter(in_block)])
+            links.append(near.select("other", "text").filter(~dropped[near["other"]]))
+            near_kept = near_kept.filter(~in_block)
+            start += len(block)
         clusters = np.arange(len(self.sharing))
         if links:
             _connect(clusters, *pl.concat(links).to_numpy().T)
@@ -250,6 +260,8 @@ class Index:
         for apart in itertools.count(1):
             if apart.bit_count() == 1:  # now and then the buckets that are done are left behind
                 goes_on = np.minimum(np.bincount(bucket, minlength=self.buckets) - 1, most_met) >= apart
+                open_ = (clusters[text[1:]] != clusters[text[:-1]]) & (bucket[1:] == bucket[:-1])
+                goes_on &= np.bincount(bucket[1:][open_], minlength=self.buckets) > 0
                 text, bucket = text[goes_on[bucket]], bucket[goes_on[bucket]]
             same = np.flatnonzero(bucket[apart:] == bucket[:-apart])
             same = same[most_met[bucket[same]] >= apart]

@@ -58,7 +58,7 @@ def shingles(texts: pl.Series, n: int, unit: Unit = "word", key: int = 0) -> tup
     """Hashes of every run of `n` words or characters: (flat uint64, int64 offsets of the texts in it).
 
     A text shorter than `n` is one shingle as a whole; one without any word has none. Repeats stay. Without a `key`
-    (64 bits) somebody may write two shingles of equal hash; with a random one that nobody knows he cannot.
+    (64 bits) somebody may write two shingles of equal hash; with a random one that nobody knows he has to guess.
     """
     blocks = _blocks(texts, key) if unit == "word" else [_characters(texts, key)]
     return _joined(ngrams(hashes, offsets, n) for hashes, offsets in blocks)
