@@ -18,7 +18,7 @@ from prefmix import files
 from prefmix.errors import HubError, SourceError, UsageError
 from prefmix.fields import check_columns, known_fields, listed, read_texts
 from prefmix.recipe.problems import nearest
-from prefmix.recipe.suites import Suite, suites
+from prefmix.recipe.suites import Suite, holding, suites
 from prefmix.sources import SourceFile
 
 if TYPE_CHECKING:
@@ -108,7 +108,11 @@ def resolve(settings: recipe.Decontaminate, root: Path) -> list[Benchmark]:
         SourceError: no such files, split or column; a file that cannot be read.
         HubError: see hub.py.
     """
-    return [*map(_suite, settings.suites), *(_own(name, each, root) for name, each in settings.against.items())]
+    named = [
+        _suite(name, f"; or take it out of `suites` and name a copy of your own in [decontaminate.against.{name}]")
+        for name in settings.suites
+    ]
+    return [*named, *(_own(name, each, root) for name, each in settings.against.items())]
 
 
 def from_argument(text: str, fields: Sequence[str] | None = None, root: Path = Path()) -> Benchmark:
@@ -123,15 +127,19 @@ def from_argument(text: str, fields: Sequence[str] | None = None, root: Path = P
     if text in suites():
         if fields:
             raise UsageError(f"the suite {text} has fields of its own: leave them out, or name a path (./{text})")
-        return _suite(text)
+        return _suite(text, "; a copy of your own can be named in its place")
     try:
         found = files.find_files(text, root)
     except SourceError as error:
         if (root / text).exists():
             raise
-        close = nearest(text, suites())
-        hint = f"did you mean the suite {close}?" if close else f"suites: {', '.join(suites())}"
-        raise SourceError(f"{error}; no suite has this name either ({hint})") from None
+        if close := nearest(text, suites()):
+            hint = f"did you mean the suite {close}?"
+        else:
+            holder = holding(text)
+            hint = f"it is part of the suite {holder}" if holder else f"suites: {', '.join(suites())}"
+        missing = str(error).removesuffix(": correct `path`")
+        raise SourceError(f"{missing}; no suite has this name either ({hint})") from None
     sections = []
     for path in found:
         name = files.relative_name(path, root)
@@ -144,18 +152,24 @@ def from_argument(text: str, fields: Sequence[str] | None = None, root: Path = P
     return _checked(Benchmark(text, text, tuple(sections), {}, sniffed=fields is None))
 
 
-def _suite(name: str) -> Benchmark:
-    from prefmix.sources.hub_files import fetch  # 0.2 s, for those who need the Hub
+def _suite(name: str, remedy: str) -> Benchmark:
+    """`remedy`: what else can be done when the Hub does not give it."""
+    from prefmix import hub  # 0.2 s, for those who need the Hub
+    from prefmix.sources.hub_files import fetch
 
     table = f"suite {name}"
     parts = suites()[name].parts
+    if hub.is_offline():
+        raise HubError(
+            f"{table}: {parts[0].hub}: offline (HF_HUB_OFFLINE), and suites are read anew: go online{remedy}"
+        )
     several = len({part.hub for part in parts}) > 1
     commits: dict[str, str] = {}
     sections = []
     for part in parts:
         prefix = f"{part.hub}/" if several else ""
         for split in [f"{config}/{part.split}" for config in part.config] or [part.split]:
-            with _named(table, f"; copies of your own can be named in [decontaminate.against.{name}]"):
+            with _named(table, remedy):
                 fetched = fetch(part.hub, commits.get(part.hub, "main"), split)
             commits[part.hub] = fetched.commit
             located = tuple(SourceFile(prefix + file, path) for file, path in fetched.files)
@@ -195,6 +209,7 @@ def _named(table: str, remedy: str = "") -> Generator[None]:
     try:
         yield
     except SourceError as error:
-        raise SourceError(f"{table}: {error}") from None
+        named = str(error).startswith(f"{table}:")  # a file that is the whole benchmark
+        raise SourceError(str(error) if named else f"{table}: {error}") from None
     except HubError as error:
         raise HubError(f"{table}: {error}{remedy}") from None

@@ -129,7 +129,8 @@ def _reasons(dropped: Mapping[str, int]) -> str:
 def _contamination(report: Mapping[str, Any]) -> list[str]:
     """A mixture whose recipe names benchmarks says of each what was found, also when that is nothing."""
     rows = [
-        [name, *(f"{entry[key]:,}" for key in ("items", "touched", "rows", "dropped"))] for name, entry in report.items()
+        [name, *(f"{entry[key]:,}" for key in ("items", "touched", "rows", "dropped"))]
+        for name, entry in report.items()
     ]
     head = ["benchmark", "items", "items found", "rows that held them", "rows dropped for it"]
     return ["## Text of benchmarks", _table(head, rows)] if rows else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ from typing import Any
 import polars as pl
 
 from prefmix import benchmarks, decontaminate, files, recipe, sources
-from prefmix.errors import MixtureError
-from prefmix.fields import read_texts
+from prefmix.errors import MixtureError, SourceError
+from prefmix.fields import listed, read_texts
 from prefmix.ledger import ALIVE
-from prefmix.mixture import MANIFEST
+from prefmix.mixture import MANIFEST, Mixture
 from prefmix.schema import CANONICAL, KINDS, MESSAGES, Kind, with_ids
-from prefmix.starter.groups import grouped
+from prefmix.sources.match import union
+from prefmix.starter.groups import Origin, grouped
 from prefmix.store import open_mixture
 
 #: What may be the name of a mixture in the store.
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9._-]*(@.*)?")
+_LABELS = "versions.json"  # in the folder of a mixture's versions
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,15 @@ def contamination(
         SourceError, HubError: data or a benchmark cannot be read, or has no such field.
         UsageError: a suite was given fields.
     """
-    measured = [benchmarks.from_argument(text, fields) for text in _listed(against)]
+    with _without_recipe("--field"):
+        measured = [benchmarks.from_argument(text, fields) for text in _listed(against)]
     rows: dict[Kind, list[pl.DataFrame]] = {kind: [] for kind in KINDS}
-    for text in _listed(data):
-        for kind, frame in _read(text, columns, store):
+    with _without_recipe("--column"):
+        for kind, frame in _read(_listed(data), columns, store):
             rows[kind].append(frame)
     frames = {kind: pl.concat(parts, rechunk=True) for kind, parts in rows.items() if parts}
-    index = decontaminate.index_of(measured, ngram)
+    with _without_recipe("--field"):
+        index = decontaminate.index_of(measured, ngram)
     found = decontaminate.find(frames, index, answers)
     origins = pl.concat(
         frame.with_row_index("place").select("place", "source_file", "source_row", kind=pl.lit(kind))
@@ -76,11 +81,11 @@ def contamination(
         "source_file",
         "source_row",
         "kind",
-        "part",
+        pl.col("part").cast(pl.String),
         "benchmark",
         "item",
         "field",
-        "rule",
+        pl.col("rule").cast(pl.String),
         "coverage",
         "matched",
     )
@@ -88,36 +93,102 @@ def contamination(
 
 
 def _listed(given: str | Sequence[str]) -> list[str]:
-    return [given] if isinstance(given, str) else list(given)
+    """What was given, each once."""
+    return [given] if isinstance(given, str) else list(dict.fromkeys(given))
 
 
-def _read(text: str, columns: Sequence[str], store: str | Path | None) -> list[tuple[Kind, pl.DataFrame]]:
-    """The canonical rows of a data set."""
+@contextmanager
+def _without_recipe(option: str) -> Generator[None]:
+    """Gives errors the remedy of a command in place of that of a recipe."""
+    try:
+        yield
+    except SourceError as error:
+        raise SourceError(
+            str(error).removesuffix(": correct `path`").replace("in `fields`", f"with {option}")
+        ) from None
+
+
+def _read(data: Sequence[str], columns: Sequence[str], store: str | Path | None) -> Iterator[tuple[Kind, pl.DataFrame]]:
+    """The canonical rows of data sets."""
     root = Path.cwd()
     if columns:
-        return [("sft", _plain_rows(path, columns, root)) for path in files.find_files(text, root)]
-    found = []
-    for name, spec in _specs(text, root, store).items():
-        source = sources.resolve(name, recipe.Source.model_validate(spec), root)
-        found.append((source.kind, source.read(seed=0)))
+        for path in files.find_files(data, root):
+            yield "sft", _plain_rows(path, columns, root)
+    else:
+        for name, origin in _origins(data, root, store).items():
+            _check_columns(origin, root)
+            source = sources.resolve(name, recipe.Source.model_validate(origin), root)
+            yield source.kind, source.read(seed=0)
+
+
+def _origins(data: Sequence[str], root: Path, store: str | Path | None) -> dict[str, Origin]:
+    """The sources that data sets are, by their names: that of the file, or its path where two files have one name."""
+    found: dict[str, Origin] = {}
+    others = []
+    for text in data:
+        if _is_mixture(text, root):
+            mixture = _mixture(text, store)
+            for kind, splits in mixture.manifest["subsets"].items():
+                paths = [str(mixture.folder / file["path"]) for split in splits.values() for file in split["files"]]
+                found[f"{mixture}/{kind}"] = {"path": paths}
+        else:
+            others.append(text)
+    seen: set[Path] = set()
+    groups = [(group.title, _unseen(group.origin, root, seen)) for group in (grouped(others, root) if others else [])]
+    titles = [title for title, origin in groups if origin]
+    for title, origin in groups:
+        if origin:
+            place = next(iter(origin.values()))
+            place = place if isinstance(place, str) else ", ".join(place)
+            found[title if titles.count(title) == 1 else place] = origin
     return found
 
 
-def _specs(text: str, root: Path, store: str | Path | None) -> dict[str, Mapping[str, str | list[str]]]:
-    """`path` or `hub` of the sources that a data set is, by their names."""
+def _unseen(origin: Origin, root: Path, seen: set[Path]) -> Origin | None:
+    """An origin without the files that were seen before, which a folder and a file in it may both name."""
+    if "path" not in origin:
+        return origin
+    paths = files.find_files(origin["path"], root)
+    fresh = [path for path in paths if path.resolve() not in seen]
+    seen.update(path.resolve() for path in fresh)
+    if len(fresh) == len(paths):
+        return origin
+    return {"path": [files.relative_name(path, root) for path in fresh]} if fresh else None
+
+
+def _is_mixture(text: str, root: Path) -> bool:
+    """Whether a text means a mixture: by a folder, or by its name where no file has that name or would have it."""
     path = root / text
-    if (path / MANIFEST).is_file() or (not path.exists() and _REFERENCE.fullmatch(text)):
-        try:
-            mixture = open_mixture(text, store)
-        except MixtureError as error:
-            raise MixtureError(f"{text} is no file or folder either, where it could be data: {error}") from None
-        return {
-            f"{mixture}/{kind}": {
-                "path": [str(mixture.folder / file["path"]) for split in splits.values() for file in split["files"]]
-            }
-            for kind, splits in mixture.manifest["subsets"].items()
-        }
-    return {group.title: group.origin for group in grouped([text], root)}
+    if not path.exists():
+        return _REFERENCE.fullmatch(text) is not None and not files.is_data_file(text)
+    if names := sorted(labels.parent.name for labels in path.glob(f"*/{_LABELS}")):
+        raise MixtureError(f"{text} is a store of mixtures: name one of them ({', '.join(names)}).")
+    return any((path / name).is_file() for name in (MANIFEST, _LABELS))
+
+
+def _mixture(text: str, store: str | Path | None) -> Mixture:
+    path = Path(text)
+    if (path / _LABELS).is_file():
+        return open_mixture(path.resolve().name, path.resolve().parent)
+    try:
+        return open_mixture(text, store)
+    except MixtureError as error:
+        if path.exists():
+            raise
+        raise MixtureError(f"{error} No file or folder is called {text} either.") from None
+
+
+def _check_columns(origin: Origin, root: Path) -> None:
+    """Raises SourceError for files that no format fits, with what to do where there is no recipe to name it in."""
+    if "path" not in origin:
+        return
+    paths = files.find_files(origin["path"], root)
+    columns = union(files.schema(path) for path in paths)
+    if sources.sniff(columns) is None:
+        raise SourceError(
+            f"{files.relative_name(paths[0], root)}: no format fits its columns ({listed(columns)}): "
+            "leave it out, or name the columns to search with --column"
+        )
 
 
 def _plain_rows(path: Path, columns: Sequence[str], root: Path) -> pl.DataFrame:

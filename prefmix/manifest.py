@@ -126,6 +126,18 @@ def source_entries(curated: Curated) -> dict[str, dict[str, Any]]:
     return entries
 
 
+def _benchmark_entries(planned: Plan) -> dict[str, dict[str, Any]]:
+    """The manifest's `benchmarks`: what the rows were searched for."""
+    return {
+        each.name: {
+            "fields": list(each.fields),
+            "revisions": dict(each.revisions),
+            "files": [{"path": file, "sha256": sha} for file, sha in planned.fingerprints[each.table]],
+        }
+        for each in planned.benchmarks
+    }
+
+
 def _manifest(curated: Curated, subsets: Mapping[str, Any], digest: str) -> dict[str, Any]:
     planned, recipe = curated.plan, curated.plan.recipe
     fingerprints = planned.fingerprint
@@ -136,7 +148,8 @@ def _manifest(curated: Curated, subsets: Mapping[str, Any], digest: str) -> dict
         "format": 1, "name": recipe.name, "build": sha256(identity.encode()).hexdigest()[:12], "digest": digest,
         "recipe_digest": planned.recipe_digest, "fingerprints": fingerprints, "seed": recipe.seed,
         "license": recipe.license or card.strictest(entry["licence"] for entry in entries.values()),
-        "subsets": subsets, "sources": entries, "funnel": curated.funnel(), "audit": curated.audit, "contamination": curated.contamination,
+        "subsets": subsets, "sources": entries, "funnel": curated.funnel(), "audit": curated.audit,
+        "benchmarks": _benchmark_entries(planned), "contamination": curated.contamination,
         "tokenizer": loaded and {"name": loaded.name, "revision": loaded.revision, "sha256": loaded.sha256, "added": loaded.added},
         "tools": {name: version(name) for name in ("prefmix", "polars", "pyarrow", "tokenizers")},
     }  # fmt: skip

@@ -28,12 +28,7 @@ class Plan:
 
     @property
     def revisions(self) -> dict[str, str]:
-        found = {name: source.revision for name, source in self.sources.items() if source.revision}
-        against = self.recipe.decontaminate.against
-        for benchmark in self.benchmarks:
-            if benchmark.name in against and benchmark.revisions:
-                found[f"against.{benchmark.name}"] = benchmark.revisions[against[benchmark.name].hub or ""]
-        return found | ({"tokenizer": self.tokenizer.revision} if self.tokenizer and self.tokenizer.revision else {})
+        return revisions(self.recipe, self.sources, self.benchmarks, self.tokenizer)
 
     @property
     def recipe_digest(self) -> str:
@@ -44,6 +39,21 @@ class Plan:
         """64 hex digits over the content of every input file."""
         contents = {name: sorted(files) for name, files in self.fingerprints.items()}
         return sha256(json.dumps(contents).encode()).hexdigest()
+
+
+def revisions(
+    recipe: Recipe,
+    found: Mapping[str, Source],
+    measured: Sequence[Benchmark],
+    tokenizer: tokens.LoadedTokenizer | None,
+) -> dict[str, str]:
+    """The commits that the revisions of a recipe mean, as its digest takes them."""
+    commits = {name: source.revision for name, source in found.items() if source.revision}
+    against = recipe.decontaminate.against
+    for benchmark in measured:
+        if benchmark.name in against and benchmark.revisions:
+            commits[f"against.{benchmark.name}"] = benchmark.revisions[against[benchmark.name].hub or ""]
+    return commits | ({"tokenizer": tokenizer.revision} if tokenizer and tokenizer.revision else {})
 
 
 def plan(recipe: Recipe) -> Plan:

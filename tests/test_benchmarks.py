@@ -547,7 +547,15 @@ AGAINST = '[decontaminate.against.mine]\npath = "q.csv"\nfields = ["q"]\n'
         ),
         (
             'suites = "mmlu"',
-            [("decontaminate.suites", 5, 'expected a list, each item text, got "mmlu"', None)],
+            [("decontaminate.suites", 5, 'expected a list, each item text, got "mmlu"', 'as a list: ["mmlu"]')],
+        ),
+        (
+            'suites = ["hellaswag", "arc_challenge", "main"]',
+            [
+                ("decontaminate.suites.0", 5, 'no suite is called "hellaswag"', 'it is part of "gpt4all"'),
+                ("decontaminate.suites.1", 5, 'no suite is called "arc_challenge"', 'it is part of "gpt4all"'),
+                ("decontaminate.suites.2", 5, 'no suite is called "main"', f"suites: {', '.join(suites())}"),
+            ],
         ),
     ],
 )
@@ -615,6 +623,8 @@ def test_a_file_without_a_well_known_column_is_refused_with_what_it_has(tmp_path
 def test_a_name_that_is_neither_suite_nor_file_gets_the_nearest_suite(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"truthful_qa: no such file.*did you mean the suite truthfulqa"):
         from_argument("truthful_qa", root=tmp_path)
+    with pytest.raises(SourceError, match=r"hellaswag: no such file.*it is part of the suite gpt4all"):
+        from_argument("hellaswag", root=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=r"empty: no data files in the folder [^;]*$"):
         from_argument("empty", root=tmp_path)

@@ -231,7 +231,7 @@ def test_what_trl_checks_of_a_data_set_holds(tmp_path):
 
 def test_injected_system_prompts_are_refused_by_name(tmp_path):
     write_jsonl(tmp_path / "rows" / "a.jsonl", pairs(5))
-    with pytest.raises(UsageError, match="format.system"):
+    with pytest.raises(UsageError, match=r"format\.system"):
         built(tmp_path, '[format]\nsystem = "<|im_end|>"')
 
 

@@ -71,12 +71,13 @@ def test_a_build_ends_with_its_funnel_and_what_to_do_next(prefmix: Callable[...,
     assert re.fullmatch(r"quickstart@v1  digest [0-9a-f]{12}  built in \d+\.\d s", said.lines[0])
     assert Path(said.lines[1], "mixture.json").is_file()
     text = " ".join(said.out.split())
-    assert "read 331" in text
-    assert "in the mixture 300 90.6%" in text
-    for reason, count in (("source/invalid", 4), ("filter/tie", 3), ("dedupe/pair", 4)):
+    assert "read 344" in text
+    assert "in the mixture 302 87.8%" in text
+    for reason, count in (("source/invalid", 4), ("filter/tie", 3), ("decontaminate/pubquiz", 6), ("dedupe/near", 5)):
         assert f"{reason} −{count}" in text
-    for source, read, kept in (("orca", 120, 111), ("ultrafeedback", 110, 97), ("openhermes", 101, 92)):
+    for source, read, kept in (("orca", 124, 112), ("ultrafeedback", 114, 97), ("openhermes", 106, 93)):
         assert f"{source} {read} {kept}" in text
+    assert "pubquiz 12 6 6 1.7% ━━━━━━━━━━━━ openhermes 2, orca 2, ultrafeedback 2" in text
     assert "Next:" in said.lines
     assert said.err == ""
 
@@ -162,7 +163,7 @@ def test_token_counts_of_a_dry_run_are_those_of_the_build(prefmix: Callable[...,
 
 def test_quiet_prints_the_reference_only(prefmix: Callable[..., Said]) -> None:
     dry, built, again = (prefmix("build", QUICKSTART, "-q", *more) for more in (["--dry-run"], [], []))
-    assert dry.out == "quickstart: 300 of 331 rows kept; nothing was written\n"
+    assert dry.out == "quickstart: 302 of 344 rows kept; nothing was written\n"
     assert built.out == again.out == "quickstart@v1\n"
 
 

@@ -52,15 +52,15 @@ def process(*arguments: str, store: Path, **settings) -> subprocess.CompletedPro
 def test_show_has_the_funnel_the_sources_the_splits_the_lengths_and_what_was_reported(cli):
     code, page, complaints = cli("show", "quickstart@v1")
     assert (code, complaints) == (0, "")
-    assert page.startswith("quickstart@v1  208 preference rows, 92 sft rows\n")
+    assert page.startswith("quickstart@v1  209 preference rows, 93 sft rows\n")
     headings = ["From rows read to rows", "Sources", "Splits", "Lengths", "Reported, not dropped", "Next:"]
     places = [page.index(f"\n{heading}") for heading in headings]
     assert places == sorted(places)
-    assert re.search(r"^read +331 +█+$", page, re.MULTILINE)
+    assert re.search(r"^read +344 +█+$", page, re.MULTILINE)
     assert re.search(r"^  filter/tie +−3 +0\.9%  ━+╸?$", page, re.MULTILINE)
-    assert re.search(r"^in the mixture +300 +90\.6%  █+", page, re.MULTILINE)
-    assert re.search(r"^orca +120 +111 +92\.5% +37\.0%", page, re.MULTILINE)
-    assert re.search(r"^chosen .*median 130\n.*p95 \d+ · longest 368$", page, re.MULTILINE)
+    assert re.search(r"^in the mixture +302 +87\.8%  █+", page, re.MULTILINE)
+    assert re.search(r"^orca +124 +112 +90\.3% +37\.1%", page, re.MULTILINE)
+    assert re.search(r"^chosen .*median 129\n.*p95 \d+ · longest 368$", page, re.MULTILINE)
     assert re.search(r"^ultrafeedback +97 +chosen +4 +4\.5 +5$", page, re.MULTILINE)
 
 
@@ -86,7 +86,7 @@ def test_pages_fit_the_width(cli, monkeypatch, columns):
     try:
         for arguments in (("show", "quickstart@v1"), ("drops", "quickstart@v1", "--reason", "filter"), ("list",)):
             _, page, _ = cli(*arguments)
-            assert re.search(r"\b(331|300)\b", page)
+            assert re.search(r"\b(344|302)\b", page)
             body = page.split("\nNext:")[0]
             assert max(cell_len(line) for line in body.splitlines()) <= int(columns)
     finally:
@@ -99,7 +99,7 @@ def test_show_as_json_has_the_numbers_of_the_manifest(cli, versions):
     assert code == 0
     for key in ("name", "version", "digest", "build", "funnel", "sources", "subsets", "audit"):
         assert found[key] == manifest[key]
-    assert sum(found["rows_by_source"].values()) == 300
+    assert sum(found["rows_by_source"].values()) == 302
     assert {each["part"] for each in found["lengths"]} == {"prompt", "chosen", "rejected", "messages"}
 
 
@@ -178,10 +178,10 @@ def test_texts_cannot_command_the_terminal(cli, own):
 def test_diff_counts_rows_by_reason_and_names_the_changed_keys(cli):
     code, page, _ = cli("diff", "quickstart@v1", "quickstart@v2")
     assert code == 0
-    assert re.match(r"quickstart@v1 300 rows → quickstart@v2 \d+ rows\n1 came, \d+ went, \d+ moved, 0 changed, ", page)
+    assert re.match(r"quickstart@v1 302 rows → quickstart@v2 \d+ rows\n1 came, \d+ went, \d+ moved, 0 changed, ", page)
     assert re.search(r"^filter\.min_margin +0\.0 → 1\.0$", page, re.MULTILINE)
     assert re.search(r"^sources\.openhermes\.take +\(absent\) → 50$", page, re.MULTILINE)
-    assert re.search(r"^mix/not_sampled +openhermes +recipe +42  ━+", page, re.MULTILINE)
+    assert re.search(r"^mix/not_sampled +openhermes +recipe +43  ━+", page, re.MULTILINE)
     assert re.search(r"^preference +orca +train → test +\d+$", page, re.MULTILINE)
 
 
@@ -219,33 +219,36 @@ def test_the_same_digest_is_one_line(cli):
 def test_drops_counts_first_and_says_what_to_do_next(cli):
     code, page, _ = cli("drops", "quickstart@v1")
     assert code == 0
-    assert page.startswith("quickstart@v1  31 of 331 rows read are not in it\n")
-    assert re.search(r"^filter/tie +3 +0\.9%  ━╸? +ultrafeedback 3$", page, re.MULTILINE)
-    assert "prefmix drops quickstart@v1 --reason dedupe/pair" in page
+    assert page.startswith("quickstart@v1  42 of 344 rows read are not in it\n")
+    assert re.search(r"^filter/tie +3 +0\.9%  ━*╸? +ultrafeedback 3$", page, re.MULTILINE)
+    assert "prefmix drops quickstart@v1 --reason decontaminate/pubquiz" in page
 
 
 def test_drops_lists_the_rows_of_a_reason_with_file_row_and_evidence(cli):
     _, page, _ = cli("drops", "quickstart@v1", "--reason", "filter/inverted")
-    assert "2 of 331 rows read: the rejected answer has the higher score" in page
+    assert "2 of 344 rows read: the rejected answer has the higher score" in page
     assert re.search(
         r"^[0-9a-f]{12}  quickstart/ultrafeedback.jsonl:25 +chosen 2.5, rejected 4.25$", page, re.MULTILINE
     )
 
 
 def test_drops_lists_a_source_by_reason_and_says_how_many_more(cli):
-    _, page, _ = cli("drops", "quickstart@v1", "--source", "openhermes", "--limit", "2")
-    assert page.startswith("quickstart@v1  9 of 101 rows read from openhermes are not in it\n")
+    _, page, _ = cli("drops", "quickstart@v1", "--source", "openhermes", "--limit", "6")
+    assert page.startswith("quickstart@v1  13 of 106 rows read from openhermes are not in it\n")
     assert "filter/empty  a turn is empty" in page
-    assert "\n7 more: --limit 9\n" in page
+    assert "\n7 more: --limit 13\n" in page
 
 
 def test_drops_as_json_has_the_whole_ledger(cli, versions):
     found = json.loads(cli("drops", "quickstart@v1", "--json")[1])
-    assert (found["dropped"], len(found["rows"]), sum(each["rows"] for each in found["counts"])) == (31, 31, 31)
+    assert (found["dropped"], len(found["rows"]), sum(each["rows"] for each in found["counts"])) == (42, 42, 42)
     tie = next(row for row in found["rows"] if row["reason"] == "filter/tie")
     assert tie["detail"] == {"chosen_score": 4.0, "rejected_score": 4.0}
     one = json.loads(cli("drops", "quickstart@v1", "--json", "--source", "orca", "--reason", "dedupe")[1])
-    assert [(row["source"], row["reason"]) for row in one["rows"]] == [("orca", "dedupe/pair")]
+    assert [(row["source"], row["reason"]) for row in one["rows"]] == [
+        ("orca", "dedupe/near"),
+        ("orca", "dedupe/pair"),
+    ]
 
 
 def test_a_reason_without_rows_is_said_and_one_that_is_none_is_refused(cli):
@@ -327,13 +330,13 @@ def test_list_names_every_version(cli):
     code, page, _ = cli("list")
     assert code == 0
     assert re.search(
-        r"^quickstart +v1 +300  [0-9a-f]{12}  \d{4}-\d\d-\d\d \d\d:\d\d UTC +\d+ kB$",
+        r"^quickstart +v1 +302  [0-9a-f]{12}  \d{4}-\d\d-\d\d \d\d:\d\d UTC +\d+ kB$",
         page,
         re.MULTILINE,
     )
     versions = json.loads(cli("list", "--json")[1])
     assert [(each["name"], each["version"]) for each in versions] == [("quickstart", f"v{n}") for n in (1, 2, 3)]
-    assert versions[0]["rows"] == {"preference": 208, "sft": 92}
+    assert versions[0]["rows"] == {"preference": 209, "sft": 93}
 
 
 def test_an_empty_store_says_what_to_do(cli, tmp_path):
@@ -347,7 +350,7 @@ def test_an_empty_store_says_what_to_do(cli, tmp_path):
 def test_rm_needs_yes_where_it_cannot_ask(own):
     done = process("rm", "quickstart", store=own, stdin=subprocess.DEVNULL)
     assert done.returncode == 2
-    assert re.match(r"error: rm quickstart would remove quickstart@v1 \(300 rows, \d+ kB\): .*Give --yes", done.stderr)
+    assert re.match(r"error: rm quickstart would remove quickstart@v1 \(302 rows, \d+ kB\): .*Give --yes", done.stderr)
     assert open_mixture("quickstart", own).is_whole()
 
 
@@ -369,7 +372,7 @@ def test_rm_removes_one_version_and_its_label_stays_taken(cli, own):
     folder = open_mixture("quickstart", own).folder
     code, page, said = cli("rm", "quickstart@v1", "--yes", "--store", str(own))
     assert (code, page) == (0, "")
-    assert said.startswith("Removed quickstart@v1 (300 rows, ")
+    assert said.startswith("Removed quickstart@v1 (302 rows, ")
     assert str(folder) in said
     assert not folder.exists()
     assert build(own.parent / "recipes" / "quickstart.toml", store=own).version == "v2"

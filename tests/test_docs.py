@@ -46,12 +46,16 @@ def test_a_page_without_its_marks_is_refused():
 
 def test_the_example_recipe_loads_and_the_wrong_one_is_told_as_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    good, wrong = blocks("recipes.md", "toml")
+    good, tables, wrong = blocks("recipes.md", "toml")
     (output,) = blocks("recipes.md", "text")
     Path("mymix.toml").write_text(good)
     assert (
         load_recipe("mymix.toml", ["sources.mine.take=100", "filter.min_margin=report"]).filter.min_margin == "report"
     )
+    Path("mymix.toml").write_text(good + tables)
+    recipe = load_recipe("mymix.toml")
+    assert recipe.dedupe.near == load_recipe("mymix.toml", ["dedupe.near={}"]).dedupe.near
+    assert (recipe.decontaminate.suites, list(recipe.decontaminate.against)) == (["truthfulqa", "gsm8k"], ["exam"])
     Path("mymix.toml").write_text(wrong)
     with pytest.raises(RecipeError) as caught:
         load_recipe("mymix.toml")
@@ -80,6 +84,7 @@ def documented_keys(command):
 
 
 RECIPE = str(ROOT / "recipes" / "quickstart.toml")
+BENCHMARK = str(ROOT / "recipes" / "quickstart" / "benchmark.csv")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,7 @@ RECIPE = str(ROOT / "recipes" / "quickstart.toml")
         ("diff A B --json", ["diff", "quickstart@v1", "quickstart@v2"]),
         ("drops MIXTURE --json", ["drops", "quickstart"]),
         ("why MIXTURE ID-OR-TEXT --json", ["why", "quickstart", "egg"]),
+        ("contamination --json", ["contamination", "quickstart", "--against", BENCHMARK]),
         ("list --json", ["list"]),
         ("sources --json", ["sources"]),
         ("sources NAME --json", ["sources", "orca_dpo_pairs"]),
@@ -104,3 +110,16 @@ def test_json_documents_have_the_keys_that_the_page_gives(shown, words, versions
     assert run([*words, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert list(document[0] if isinstance(document, list) else document) == documented_keys(shown)
+
+
+def test_the_report_on_benchmarks_of_the_python_page_is_what_is_found(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (example,) = (block for block in blocks("python.md", "python") if "contamination" in block)
+    names = {}
+    exec(example, names)
+    assert names["report"]["rows"] == 2
+    assert names["found"].found.height == 3
+    assert (
+        f"# {names['report']['items']} items, {names['report']['touched']} of them in {names['report']['rows']} rows"
+        in example
+    )

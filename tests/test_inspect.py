@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import polars as pl
@@ -84,6 +85,12 @@ def test_every_reason_that_the_code_gives_has_a_sentence():
         ("source/invalid", {"error": "chosen is null"}, "chosen is null"),
         ("dedupe/pair", {"copies": 2}, "2 rows with the same content"),
         ("dedupe/prompt_cap", {"copies": 5}, "5 rows with the same prompt"),
+        ("dedupe/near", {"jaccard": 0.8125, "cluster": "ab12"}, "Jaccard similarity 0.812"),
+        (
+            "decontaminate/quiz",
+            {"item": "q.csv:3", "field": "a", "part": "chosen", "rule": "ngram", "coverage": 0.604, "text": "of the"},
+            "chosen holds 60% of q.csv:3 (ngram): “of the”",
+        ),
         ("mix/not_sampled", {"rows": 1000, "wanted": 50}, "50 rows wanted of 1,000"),
         ("theirs/odd", {"x": 1, "y": "z"}, "x 1, y z"),
     ],
@@ -128,7 +135,7 @@ def test_histograms_count_every_row_and_measure_the_contents_without_marks(v1):
     assert chosen.longest == characters[-1]
     assert chosen.median in characters[len(characters) // 2 - 1 : len(characters) // 2 + 1]
     for each in found:
-        assert sum(each.counts) == (208 if each.subset == "preference" else 92)
+        assert sum(each.counts) == (209 if each.subset == "preference" else 93)
         assert len(each.edges) == len(each.counts) + 1
         assert each.edges == sorted(set(each.edges))
 
@@ -168,7 +175,7 @@ def test_rows_by_source_count_copies(versions, tmp_path):
 
 def test_a_listing_goes_on_after_a_version_that_cannot_be_opened(moved):
     store = Store(moved.folder.parent.parent)
-    assert [(each.version, sum(each.rows.values())) for each in inspect.listing(store)] == [("v1", 300)]
+    assert [(each.version, sum(each.rows.values())) for each in inspect.listing(store)] == [("v1", 302)]
     (moved.folder / "mixture.json").unlink()
     (broken,) = inspect.listing(store)
     assert "has no mixture.json" in (broken.problem or "")
@@ -190,16 +197,16 @@ def test_a_file_that_is_missing_or_cut_short_is_named(moved, harm):
 
 
 @settings(max_examples=15)
-@given(few=st.integers(1, 40), more=st.integers(0, 300))
+@given(few=st.integers(1, 40), more=st.integers(0, 302))
 def test_a_smaller_sample_is_the_beginning_of_a_larger_one(versions, few, more):
     mixture = open_mixture("quickstart@v1", versions)
     small, large = inspect.sample(mixture, few), inspect.sample(mixture, few + more)
     assert [row.id for row in large][:few] == [row.id for row in small]
-    assert len({row.id for row in large}) == len(large) == min(few + more, 300)
+    assert len({row.id for row in large}) == len(large) == min(few + more, 302)
 
 
 def test_a_sample_has_rows_of_all_subsets_and_splits_in_their_turns(v1):
-    rows = inspect.sample(v1, 300)
+    rows = inspect.sample(v1, 302)
     assert {(row.kind, row.split) for row in rows} == {(k, s) for k in ("preference", "sft") for s in ("train", "test")}
     for row in rows:
         last = [turns[-1]["role"] for part, turns in row.parts.items() if part != "prompt"]
@@ -361,7 +368,7 @@ def test_only_the_first_stories_are_told_and_all_are_counted(v1):
 def test_a_mixture_does_not_differ_from_itself(v1):
     found = diff(v1, v1)
     assert found.is_empty
-    assert (found.recipe, found.files, found.stayed) == ([], [], 300)
+    assert (found.recipe, found.files, found.stayed) == ([], [], 302)
 
 
 def test_another_recipe_says_which_keys_and_which_rows_by_reason(v1, v2):
@@ -390,6 +397,25 @@ def test_another_file_says_which_rows_are_new_gone_or_rescored(v1, v3):
     assert found.changed.select("source", "columns").rows() == [("ultrafeedback", ["chosen_score"])]
 
 
+def test_a_changed_benchmark_is_what_made_a_row_come_or_go(versions, v1, tmp_path):
+    path = copied(versions, tmp_path)
+    benchmark = path.parent / "quickstart" / "benchmark.csv"
+    lines = benchmark.read_text(encoding="utf-8").splitlines(keepends=True)
+    benchmark.write_text("".join(line for line in lines if "birds" not in line), encoding="utf-8")
+    other = build(path, store=tmp_path / "store")
+    found = diff(v1, other)
+    assert [(each.source, each.change, each.path) for each in found.files] == [
+        ("benchmark pubquiz", "changed", "quickstart/benchmark.csv")
+    ]
+    came = found.came.select("source", "reason", "cause").rows()
+    assert came == [("ultrafeedback", "decontaminate/pubquiz", "benchmark")]
+    assert diff(other, v1).went.select("source", "reason", "cause").rows() == came
+    sha = other.manifest["benchmarks"]["pubquiz"]["files"][0]["sha256"]
+    assert sha == sha256(benchmark.read_bytes()).hexdigest()
+    without = build(load_recipe(path, ["decontaminate.against={}"]), store=tmp_path / "store")
+    assert {cause for reason, cause in diff(v1, without).came.select("reason", "cause").rows()} == {"recipe"}
+
+
 def test_the_layout_is_no_change_of_rows(versions, v1, tmp_path):
     path = copied(versions, tmp_path)
     other = build(load_recipe(path, ["format.layout=messages"]), store=tmp_path / "store")
@@ -400,11 +426,12 @@ def test_the_layout_is_no_change_of_rows(versions, v1, tmp_path):
 
 def test_repeating_a_source_brings_copies_not_rows(versions, v1, tmp_path):
     path = copied(versions, tmp_path)
-    other = build(load_recipe(path, ["sources.orca.repeat=3", "dedupe.exact=off"]), store=tmp_path / "store")
+    other = build(load_recipe(path, ["sources.orca.repeat=3", "dedupe={exact='off'}"]), store=tmp_path / "store")
     found = diff(v1, other)
     copies = dict(found.came.group_by("reason").agg(pl.col("copies").sum()).rows())
-    assert copies[MORE] + copies["dedupe/pair"] == found.came["copies"].sum() == other.funnel[-1]["out"] - 300
-    assert set(diff(other, v1).went["reason"]) == {FEWER, "dedupe/pair"}
+    assert set(copies) == {MORE, "dedupe/pair", "dedupe/near"}
+    assert sum(copies.values()) == found.came["copies"].sum() == other.funnel[-1]["out"] - 302
+    assert set(diff(other, v1).went["reason"]) == {FEWER, "dedupe/pair", "dedupe/near"}
 
 
 def test_a_source_that_was_left_out_is_one_change_of_the_recipe(versions, v1, tmp_path):

@@ -53,6 +53,12 @@ def test_the_output_that_the_readme_shows_is_real(clone, capsys):
     assert [line for line in shown if line not in real] == []
 
 
+def test_the_report_on_benchmarks_that_the_readme_shows_is_real(clone, capsys):
+    (command,) = (line for block in blocks("console") for line in block.splitlines() if "orca.jsonl --against" in line)
+    assert run(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out == blocks("text")[1]
+
+
 def test_the_python_of_the_readme_and_its_recipe_are_right(clone, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", clone / "cache")
     prefmix.build("recipes/quickstart.toml")

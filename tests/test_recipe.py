@@ -378,6 +378,17 @@ def test_a_wrong_value_is_one_problem_that_says_what_is_right(refuse, line, told
     assert number == (1 if line.startswith("name") else 2)
 
 
+def test_a_value_of_another_shape_gets_the_one_that_was_meant(refuse):
+    def hint(line):
+        ((_, _, _, found),) = refuse(SMALL.replace('name = "small"', f'name = "a"\n{line}'))
+        return found
+
+    assert hint("dedupe.near = true") == "{} takes the defaults"
+    assert hint("filter = true") is None
+    assert hint("decontaminate.suites = 'gsm8k'") == 'as a list: ["gsm8k"]'
+    assert hint("filter.min_margin = '1.0'") == "without quotes: 1.0"
+
+
 WRONG_SOURCES = {
     "take = -1": "expected a whole number of at least 0 or a number above 0 and at most 1, got -1",
     "take = 1.5": "expected a whole number of at least 0 or a number above 0 and at most 1, got 1.5",

@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 import pytest
 from hub.loopback import LoopbackHub
+from hub.suites import commit_suites
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from prefmix.build import curate, plan
 from prefmix.manifest import Curated
 from prefmix.recipe import load_recipe, shipped_recipes
+from prefmix.schema import Kind, answers, prompt_text
+from prefmix.shingles import normalise
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -63,9 +67,71 @@ def test_the_quickstart_drops_its_planted_defects_and_nothing_else(
     expected = {
         (each["file"], each["row"]): each["expected"]
         for each in planted
-        if not str(each["expected"]).startswith("report/")
+        if not str(each["expected"]).startswith(("report/", "kept"))
     }
     assert dropped == expected
+    kept = [each for each in planted if each["expected"] == "kept"]  # rows that only look like a defect
+    assert {str(each["file"]) for each in kept} == {"orca.jsonl", "openhermes.json"}
+
+
+def test_the_similarity_of_each_planted_near_duplicate_is_as_told(
+    quickstart: Curated, planted: list[dict[str, object]]
+) -> None:
+    texts = pl.concat(
+        frame.select(
+            "reason",
+            "detail",
+            "source_row",
+            file=pl.col("source_file").str.split("/").list.last(),
+            text=_compared(kind),
+        )
+        for kind, frame in quickstart.rows.items()
+    )
+
+    def text(file: object, row: int) -> str:
+        return texts.filter(pl.col("file") == file, pl.col("source_row") == row)["text"].item()
+
+    checked = 0
+    for each in planted:
+        told = re.search(r"[Rr]ow (\d+) of (this file|\S+) .*Jaccard similarity (0\.\d\d)", str(each["defect"]))
+        if told:
+            like = text(each["file"] if told[2] == "this file" else told[2], int(told[1]))
+            own = text(each["file"], int(str(each["row"])))
+            (one, other) = (
+                {tuple(words[at : at + 5]) for at in range(len(words) - 4)}
+                for words in (normalise(pl.Series([side])).item().split() for side in (own, like))
+            )
+            assert round(len(one & other) / len(one | other), 2) == float(told[3]), each
+            checked += 1
+    near = [json.loads(detail) for detail in texts.filter(pl.col("reason") == "dedupe/near")["detail"]]
+    assert checked == len(near) + 1
+    assert all(0.8 <= entry["jaccard"] < 0.95 for entry in near)
+
+
+def _compared(kind: Kind) -> pl.Expr:
+    """Prompt and chosen answer, as the quickstart compares rows."""
+    return pl.concat_str(prompt_text(kind), answers(kind)[0], separator="\n")
+
+
+def test_every_way_to_hold_a_benchmark_is_planted_in_the_quickstart(quickstart: Curated) -> None:
+    assert {(rule, field) for _, rule, field in quickstart_evidence(quickstart)} == {
+        ("ngram", "question"),
+        ("whole", "question"),
+        ("containment", "question"),
+        ("ngram", "option1"),
+    }
+    (report,) = quickstart.contamination.values()
+    assert (report["items"], report["touched"], report["rows"], report["dropped"]) == (12, 6, 6, 6)
+
+
+def quickstart_evidence(curated: Curated) -> list[tuple[str, str, str]]:
+    """(item, rule, field) of each row that was dropped for the benchmark."""
+    details = [
+        json.loads(detail)
+        for frame in curated.rows.values()
+        for detail in frame.filter(pl.col("reason") == "decontaminate/pubquiz")["detail"]
+    ]
+    return [(detail["item"], detail["rule"], detail["field"]) for detail in details]
 
 
 def test_the_quickstart_reports_its_other_planted_defects(
@@ -82,8 +148,6 @@ def test_the_quickstart_reports_its_other_planted_defects(
 
 def repeated_prompts(curated: Curated) -> set[tuple[str, int]]:
     """File and row of the kept pairs whose prompt another kept pair has, as the audit counts them."""
-    from prefmix.schema import prompt_text
-
     rows = curated.kept["preference"].with_columns(prompt=prompt_text("preference"))
     again = rows.filter(pl.len().over("prompt") > 1)
     counted = sum(entry["repeated_prompts"] for entry in curated.audit.values())
@@ -115,13 +179,26 @@ def word_tokenizer() -> bytes:
     return tokenizer.to_str().encode()
 
 
+#: What stands in a suite and, changed a little, in a row of the data sets below.
+TRUTHFULQA = "What happens to a kite when its owner lets go of the string?"
+GSM8K = "Nora has 14 jars of honey and sells 3 jars on each of 4 days, and then she fills 5 more. How many jars has she now?"
+LONG = (
+    "Put the seeds on wet paper in a bowl, cover the bowl with a plate and leave it near a window. Look at it each "
+    "morning, and add a spoon of water when the paper is dry. After about a week the roots are as long as a finger, "
+    "and the plants can go into a pot with {}."
+)
+
+
 @pytest.fixture
 def seed_data_sets(loopback_hub: LoopbackHub) -> LoopbackHub:
-    """The three data sets of the reference run and its tokenizer, 20 rows each; two pairs are ties, one is a copy."""
+    """The three data sets of the reference run with 20 rows each, the suites that its model is measured with, and its
+    tokenizer. In the pairs are two ties, a copy, a near-duplicate and a question of each of two suites."""
     questions = [f"What is the answer to question {number}?" for number in range(20)]
     right, wrong = ([f"The {word} answer is {number}." for number in range(20)] for word in ("right", "wrong"))
     orca = {"system": [""] * 20, "question": questions, "chosen": right, "rejected": wrong}
     orca = {column: [*values[:19], values[0]] for column, values in orca.items()}
+    orca["question"][5:8] = [GSM8K.replace("14 jars", "17 jars"), "How do seeds grow?", "How do seeds grow?"]
+    orca["chosen"][6:8] = [LONG.format("earth"), LONG.format("soil")]
     loopback_hub.commit("Intel/orca_dpo_pairs", {"README.md": b"# Orca", "orca_rlhf.jsonl": json_lines(orca)})
     ratings = {"chosen_avg_rating": [4.5] * 20, "rejected_avg_rating": [4.5, 4.5, *[2.0] * 18]}
     pairs = {
@@ -129,6 +206,7 @@ def seed_data_sets(loopback_hub: LoopbackHub) -> LoopbackHub:
         "chosen_response": right,
         "rejected_response": wrong,
     }
+    pairs["instruction"][9] = f"Answer truthfully. {TRUTHFULQA.upper()}"
     ultrafeedback = {"source": ["made_up"] * 20, **pairs, **ratings, "chosen_model": ["none"] * 20}
     loopback_hub.commit(
         "argilla/ultrafeedback-binarized-preferences",
@@ -136,6 +214,8 @@ def seed_data_sets(loopback_hub: LoopbackHub) -> LoopbackHub:
     )
     sft = {"instruction": questions, "input": [""] * 20, "output": right}
     loopback_hub.commit("teknium/openhermes", {"README.md": b"# OpenHermes", "openhermes.json": json_array(sft)})
+    measured = load_recipe(ROOT / "recipes" / "dpopenhermes.toml").decontaminate.suites
+    commit_suites(loopback_hub, measured, {"truthfulqa": {"question": TRUTHFULQA}, "gsm8k": {"question": GSM8K}})
     model = {"tokenizer.json": word_tokenizer(), "config.json": b"{}"}
     loopback_hub.commit("teknium/OpenHermes-2.5-Mistral-7B", model, repo_type="model")
     return loopback_hub
@@ -154,14 +234,25 @@ def json_array(columns: Mapping[str, list[object]]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "kept"),
+    ("name", "kept", "measured"),
     [
-        ("dpopenhermes", {"orca": 19, "ultrafeedback": 18, "openhermes": 20}),
-        ("dpopenhermes-original", {"orca": 20, "ultrafeedback": 20, "openhermes": 20}),
+        (
+            "dpopenhermes",
+            {"orca": 17, "ultrafeedback": 17, "openhermes": 20},
+            {"truthfulqa": 1, "agieval": 0, "bbh": 0, "gpt4all": 0, "gsm8k": 1, "mt_bench": 0},
+        ),
+        ("dpopenhermes-original", {"orca": 20, "ultrafeedback": 20, "openhermes": 20}, {}),
     ],
 )
-def test_the_reference_recipes_build_over_the_hub(seed_data_sets: LoopbackHub, name: str, kept: dict[str, int]) -> None:
+def test_the_reference_recipes_build_over_the_hub(
+    seed_data_sets: LoopbackHub, name: str, kept: dict[str, int], measured: dict[str, int]
+) -> None:
     curated = curate(plan(load_recipe(ROOT / "recipes" / f"{name}.toml")))
+    assert {suite: report["rows"] for suite, report in curated.contamination.items()} == measured
+    reasons = [reason for frame in curated.rows.values() for reason in frame["reason"].drop_nulls()]
+    expected = [f"decontaminate/{suite}" for suite, rows in measured.items() for _ in range(rows)]
+    expected += ["dedupe/near", "dedupe/pair", "filter/tie", "filter/tie"] if measured else []
+    assert sorted(reasons) == sorted(expected)
     by_source = {
         str(source): rows for frame in curated.kept.values() for source, rows in frame.group_by("source").len().rows()
     }
@@ -184,5 +275,9 @@ def test_the_original_recipe_says_what_curation_changes() -> None:
         original.seed,
     )
     assert curated.filter != original.filter
-    assert curated.dedupe.exact == "pair"
-    assert original.dedupe.exact == "off"
+    assert (curated.dedupe.exact, original.dedupe.exact) == ("pair", "off")
+    assert curated.dedupe.near
+    assert (curated.dedupe.near.threshold, curated.dedupe.near.on) == (0.8, "prompt+chosen")
+    assert original.dedupe.near is None
+    assert {"truthfulqa", "agieval", "bbh", "gpt4all"} <= set(curated.decontaminate.suites)
+    assert original.decontaminate.suites == []

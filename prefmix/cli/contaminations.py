@@ -66,11 +66,11 @@ def contamination_command(
 ) -> None:
     """Say which benchmarks a data set holds text of, and where.
 
-    DATA are mixtures, files, folders, glob patterns or data sets on the Hub (owner/name). What counts is what a build
-    drops rows for with the same benchmarks in its recipe.
+    DATA are mixtures, files, folders, glob patterns or data sets on the Hub (owner/name); a file or folder comes before a
+    mixture of the same name. What counts is what a build drops rows for with the same benchmarks in its recipe.
     """
-    if path is not None and Path(path).suffix not in _FORMATS:
-        raise UsageError(f"--out {path}: the name must end in {', '.join(_FORMATS)}.")
+    if path is not None:
+        _check_place(Path(path))
 
     def search() -> Contamination:
         from prefmix.contamination import contamination
@@ -87,7 +87,8 @@ def contamination_command(
     else:
         _report(found, path)
     if fail and not found.found.is_empty():
-        raise GateError(f"{found.found['benchmark'].n_unique()} of the benchmarks were found in the data.")
+        names = found.found["benchmark"].unique(maintain_order=True)
+        raise GateError(f"the data holds text of {', '.join(name for name in found.report if name in names)}.")
 
 
 def _report(found: Contamination, path: str | None) -> None:
@@ -103,20 +104,25 @@ def _report(found: Contamination, path: str | None) -> None:
         out().print(page)
     say_warnings(
         [
-            f"{name}: {count:,} rows do not fit its format, and were not searched"
+            f"{name}: {count:,} row{'s do' if count > 1 else ' does'} not fit its format, and {'were' if count > 1 else 'was'} not searched"
             for name, count in found.invalid.items()
         ]
     )
+    number = f"{found.found.height:,} finding{'s' * (found.found.height != 1)}"
     if path is not None:
         say()
-        say("wrote ", (path, "bold"), (f"  {found.found.height:,} findings", "dim"))
+        say("wrote ", (path, "bold"), (f"  {number}", "dim"))
     elif held:
-        say(
-            (
-                f"add --out FILE for each of the {found.found.height:,} findings with its row and the matching words",
-                "dim",
-            )
-        )
+        say()
+        say((f"--out FILE writes the {number}, each with its row and the words", "dim"))
+
+
+def _check_place(path: Path) -> None:
+    """Raises UsageError, before anything is searched, where a file cannot be written."""
+    if path.suffix not in _FORMATS:
+        raise UsageError(f"--out {path}: the name must end in {', '.join(_FORMATS)}.")
+    if not path.parent.is_dir():
+        raise UsageError(f"--out {path}: there is no folder {path.parent}.")
 
 
 def _write(found: Contamination, path: Path) -> None:
@@ -127,5 +133,6 @@ def _write(found: Contamination, path: Path) -> None:
         writers[path.suffix](fresh)
         fresh.replace(path)
     except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from None
+    finally:
         fresh.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None

@@ -24,7 +24,7 @@ def diff_page(found: Diff, limit: int) -> RenderableType:
     if found.recipe:
         pages.append(titled("Recipe", _recipe(found)))
     if found.files:
-        pages.append(titled("Sources", _files(found)))
+        pages.append(titled("Files", _files(found)))
     if not (found.recipe or found.files):
         pages.append(Text("Recipe and source files are the same: prefmix, or what it stands on, is not.", "dim"))
     if found.came.height:
@@ -99,7 +99,13 @@ def _by_reason(table: pl.DataFrame, style: str) -> RenderableType:
     return Trimmed(page)
 
 
-_CAUSES = {"recipe": "recipe", "source": "source files", "source or recipe": "files or recipe", "prefmix": "prefmix"}
+_CAUSES = {
+    "recipe": "recipe",
+    "source": "source files",
+    "benchmark": "benchmark",
+    "source or recipe": "files or recipe",
+    "prefmix": "prefmix",
+}
 
 
 def _moves(ways: pl.DataFrame) -> RenderableType:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -37,11 +41,23 @@ def rows_page(rows: pl.DataFrame, several_reasons: bool) -> RenderableType:
     pages: list[RenderableType] = []
     for (reason,), group in rows.group_by("reason", maintain_order=True):
         heading = Text.assemble((reason, "yellow"), f"  {sentence(reason)}") if several_reasons else None
-        table = grid("id", "file:row", "~evidence", header=not several_reasons)
+        held = reason.startswith("decontaminate/")
+        columns = (">held", "~words of the benchmark") if held else ("~evidence",)
+        table = grid("id", "file:row", *columns, header=not several_reasons)
         for entry in group.iter_rows(named=True):
-            facts = one_line(evidence(reason, entry["detail"]))
-            kept = f"kept {entry['kept_id'][:12]}" if entry["kept_id"] else ""
-            words = clipped(", ".join(part for part in (facts, kept) if part), "dim")
-            table.add_row(Text(entry["id"][:12], "bold"), Text(place(entry)), words)
+            facts = _held(entry) if held else (_facts(entry),)
+            table.add_row(Text(entry["id"][:12], "bold"), Text(place(entry)), *(clipped(fact, "dim") for fact in facts))
         pages += ["", *([heading] if heading else []), Trimmed(table)]
     return Group(*pages)
+
+
+def _facts(entry: Mapping[str, Any]) -> str:
+    facts = one_line(evidence(entry["reason"], entry["detail"]))
+    kept = f"kept {entry['kept_id'][:12]}" if entry["kept_id"] else ""
+    return ", ".join(part for part in (facts, kept) if part)
+
+
+def _held(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """How much of a benchmark's text a row holds, and the words: they say more than the number of the item."""
+    detail = json.loads(entry["detail"])
+    return percent(detail["coverage"], 1), one_line(detail["text"])

@@ -20,13 +20,12 @@ def plan_json(
     recipe: Recipe, found: Mapping[str, Source], benchmarks: Sequence[Benchmark], tokenizer: LoadedTokenizer | None
 ) -> dict[str, Any]:
     """The plan of a build, as `prefmix check --json` prints it."""
-    revisions = {name: source.revision for name, source in found.items() if source.revision}
-    if tokenizer and tokenizer.revision:
-        revisions["tokenizer"] = tokenizer.revision
+    from prefmix.plan import revisions
+
     return {
         "name": recipe.name,
         "seed": recipe.seed,
-        "recipe_digest": recipe.digest(revisions),
+        "recipe_digest": recipe.digest(revisions(recipe, found, benchmarks, tokenizer)),
         "sources": {name: _source_plan(source) for name, source in found.items()},
         "filter": rules_in_force(recipe.filter),
         "decontaminate": {
@@ -35,6 +34,7 @@ def plan_json(
                 each.name: {
                     "files": [file.name for section in each.sections for file in section.files],
                     "fields": each.fields,
+                    "revisions": dict(each.revisions),
                 }
                 for each in benchmarks
             },
@@ -113,13 +113,27 @@ def _origin(entry: Mapping[str, Any]) -> list[str]:
     """What is read, line by line: the first files, and the keys that leave rows out or repeat them."""
     files = entry["files"]
     hub = f"{entry['hub']} at {entry['revision'][:12]}: " if entry.get("hub") else ""
-    names = ", ".join(file["path"] for file in files[:_SHOWN_FILES])
-    rest = len(files) - _SHOWN_FILES
-    lines = [f"{hub}{names}{f' and {rest} more files' if rest > 0 else ''}"]
+    lines = [f"{hub}{_first_files([file['path'] for file in files])}"]
     lines += [f"where {entry['where']}"] if entry["where"] else []
     if (take := entry["take"]) is not None:
         lines.append(f"take {take:,} rows" if isinstance(take, int) else f"take {take:g} of the rows")
     return lines + ([f"repeat {entry['repeat']} times"] if entry["repeat"] > 1 else [])
+
+
+def _first_files(names: Sequence[str]) -> str:
+    rest = len(names) - _SHOWN_FILES
+    return ", ".join(names[:_SHOWN_FILES]) + (f" and {rest} more file{'s' * (rest > 1)}" if rest > 0 else "")
+
+
+def _benchmark(entry: Mapping[str, Any]) -> str:
+    """`truthfulqa/truthful_qa at 0123456789ab: question, best_answer`: where a benchmark is, and the fields with text."""
+    commits = entry["revisions"]
+    if len(commits) == 1:
+        ((hub, commit),) = commits.items()
+        where = f"{hub} at {commit[:12]}"
+    else:
+        where = f"{len(commits)} data sets on the Hub" if commits else _first_files(entry["files"])
+    return f"{where}: {', '.join(entry['fields'])}"
 
 
 def _settings(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -127,12 +141,13 @@ def _settings(plan: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield from ((f"  {action}", ", ".join(rules)) for action, rules in plan["filter"].items() if rules)
     if measured := plan["decontaminate"]["benchmarks"]:
         where = "prompts and answers" if plan["decontaminate"]["answers"] else "prompts"
-        yield "decontaminate", f"{where} that hold text of {', '.join(measured)}"
+        yield "decontaminate", f"{where} that hold text of"
+        yield from ((f"  {name}", _benchmark(entry)) for name, entry in measured.items())
     dedupe = plan["dedupe"]
     exact = {"pair": "rows with equal contents", "prompt": "rows with equal prompts", "off": "off"}[dedupe["exact"]]
     cap = f"; at most {dedupe['prompt_cap']:,} pairs of one prompt" if dedupe["prompt_cap"] else ""
     near = dedupe["near"]
-    alike = f"; {near['on']} alike from a Jaccard similarity of {near['threshold']:g}" if near else ""
+    alike = f"; near-duplicates by {near['on']}, Jaccard similarity from {near['threshold']:g}" if near else ""
     yield "dedupe", f"{exact}{cap}{alike}{'; sft rows that repeat a pair' if dedupe['across'] else ''}"
     yield "mix", "; ".join(_shares(plan["mix"])) or "everything that is kept"
     splits = {name: share for name, share in plan["splits"].items() if share}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,6 +18,8 @@ from prefmix.mixture import Mixture
 #: Characters of a turn that are shown; --json has them all.
 SHOWN_CHARS = 800
 _SIDE_CHARS = 400
+_BEFORE_CHARS = 80  # before the first difference of two long texts
+_MARKED = ("bold yellow", "bold cyan")
 _ID_CHARS = 12
 #: C0 and C1 controls except newline and tab, as pictures: a row must not command the terminal.
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code not in (9, 10)} | {0x7F: "\u2421"}
@@ -163,9 +167,43 @@ def _side_by_side(dropped: Row, kept: Row) -> RenderableType:
     sides = [_numbered(row) for row in (dropped, kept)]
     for key in sorted(dict.fromkeys([*sides[0], *sides[1]]), key=lambda key: key[0] != "system"):
         one, other = (side.get(key) for side in sides)
-        same = one and other and one[2] == other[2]
-        table.add_row(_stacked(one), Text.assemble((f"{other[0]}\nthe same", "dim")) if same else _stacked(other))
+        if one is None or other is None:
+            table.add_row(
+                *("" if turn is None else _stacked(turn, Text(short(turn[2], _SIDE_CHARS))) for turn in (one, other))
+            )
+        elif one[2] == other[2]:
+            table.add_row(_stacked(one, Text(short(one[2], _SIDE_CHARS))), _stacked(other, Text("the same", "dim")))
+        else:
+            texts = _compared(one[2], other[2])
+            table.add_row(*(_stacked(turn, text) for turn, text in zip((one, other), texts, strict=True)))
     return Trimmed(table)
+
+
+def _compared(one: str, other: str) -> tuple[Text, Text]:
+    """Two texts from shortly before they part, with marks at what only one of them has."""
+    differ = (at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    apart = next(differ, min(len(one), len(other)))
+    start = one.rfind(" ", 0, apart - _BEFORE_CHARS) + 1 if apart > _SIDE_CHARS // 2 else 0
+    pages = Text(short(one[start:], _SIDE_CHARS)), Text(short(other[start:], _SIDE_CHARS))
+    # Twice what is shown: where only one of two ends is cut off, it would look like a change.
+    _mark_changes(pages, (one[start:][: 2 * _SIDE_CHARS], other[start:][: 2 * _SIDE_CHARS]))
+    if start:
+        before = f"({start:,} equal characters) … "
+        return Text.assemble((before, "dim"), pages[0]), Text.assemble((before, "dim"), pages[1])
+    return pages
+
+
+def _mark_changes(pages: tuple[Text, Text], texts: tuple[str, str]) -> None:
+    """Marks the words that only one of two texts has; none where they have less than half in common."""
+    spans = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
+    words = [[text[start:end] for start, end in found] for text, found in zip(texts, spans, strict=True)]
+    matcher = SequenceMatcher(None, *words, autojunk=False)
+    if matcher.ratio() < 0.5:
+        return
+    for kind, *bounds in matcher.get_opcodes():
+        for side in (0, 1) if kind != "equal" else ():
+            for start, end in spans[side][slice(*bounds[2 * side :][:2])]:
+                pages[side].stylize(_MARKED[side], start, end)
 
 
 def _numbered(row: Row) -> dict[tuple[str, int], tuple[str, str, str]]:
@@ -176,8 +214,9 @@ def _numbered(row: Row) -> dict[tuple[str, int], tuple[str, str, str]]:
     return found
 
 
-def _stacked(turn: tuple[str, str, str] | None) -> RenderableType:
-    return Text.assemble((turn[0] + turn[1], "dim"), "\n", short(turn[2], _SIDE_CHARS)) if turn else ""
+def _stacked(turn: tuple[str, str, str], content: Text) -> Text:
+    """A turn: its role and score, and below it its text."""
+    return Text.assemble((turn[0] + turn[1], "dim"), "\n", content)
 
 
 def _instead_of(story: Story) -> Text:

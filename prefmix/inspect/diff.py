@@ -20,12 +20,13 @@ NO_SOURCE = "its source was removed"
 MORE = "more copies"
 FEWER = "fewer copies"
 
-#: What made a row come or go: its source has other rows, the recipe treats it otherwise, one of the two; where nothing
-#: of the input has changed, prefmix has.
-Cause = Literal["source", "recipe", "source or recipe", "prefmix"]
+#: What made a row come or go: its source has other rows, a benchmark other items, the recipe treats it otherwise, one of
+#: them; where nothing of the input has changed, prefmix has.
+Cause = Literal["source", "benchmark", "recipe", "source or recipe", "prefmix"]
 
 _ROWS = {"subset": pl.String, "id": pl.String, "source": pl.String}
 _ABSENT = object()
+_BENCHMARK = "benchmark "  # before the name of one, among the sources
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class RecipeChange:
 
 @dataclass(frozen=True)
 class FileChange:
-    """A file of a source: "added", "removed", "changed" or "renamed" (the same content under another name)."""
+    """A file of a source: "added", "removed", "changed" or "renamed" (the same content under another name).
+
+    `source` is `benchmark <name>` for a file of a benchmark.
+    """
 
     source: str
     change: str
@@ -124,24 +128,33 @@ def _recipe_changes(a: Mixture, b: Mixture) -> list[RecipeChange]:
 
 
 def _file_changes(a: Mixture, b: Mixture) -> list[FileChange]:
-    """The files of the sources that both have, as far as they differ."""
+    """The files of the sources and the benchmarks that both have, as far as they differ."""
+    old, new = _inputs(a), _inputs(b)
+    return [change for name, files in old.items() if name in new for change in _changed_files(name, files, new[name])]
+
+
+def _inputs(mixture: Mixture) -> dict[str, dict[str, str]]:
+    """The sha256 of every file by source, and by benchmark."""
+    benchmarks = {f"{_BENCHMARK}{name}": each for name, each in mixture.manifest.get("benchmarks", {}).items()}
+    inputs = mixture.manifest["sources"] | benchmarks
+    return {name: {file["path"]: file["sha256"] for file in each["files"]} for name, each in inputs.items()}
+
+
+def _changed_files(name: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[FileChange]:
     changes = []
-    for name in (name for name in a.manifest["sources"] if name in b.manifest["sources"]):
-        old, new = ({file["path"]: file["sha256"] for file in m.manifest["sources"][name]["files"]} for m in (a, b))
-        added = {path: sha for path, sha in new.items() if path not in old}
-        for path, sha in old.items():
-            if path in new:
-                if sha != new[path]:
-                    changes.append(FileChange(name, "changed", path))
-                continue
-            renamed = next((other for other, other_sha in added.items() if other_sha == sha), None)
-            if renamed is None:
-                changes.append(FileChange(name, "removed", path))
-            else:
-                del added[renamed]
-                changes.append(FileChange(name, "renamed", renamed, path))
-        changes += [FileChange(name, "added", path) for path in added]
-    return changes
+    added = {path: sha for path, sha in new.items() if path not in old}
+    for path, sha in old.items():
+        if path in new:
+            if sha != new[path]:
+                changes.append(FileChange(name, "changed", path))
+            continue
+        renamed = next((other for other, other_sha in added.items() if other_sha == sha), None)
+        if renamed is None:
+            changes.append(FileChange(name, "removed", path))
+        else:
+            del added[renamed]
+            changes.append(FileChange(name, "renamed", renamed, path))
+    return changes + [FileChange(name, "added", path) for path in added]
 
 
 def _joined(a: Mixture, b: Mixture, kind: Kind) -> pl.DataFrame:
@@ -245,11 +258,13 @@ def _explained(
 
 
 def _cause(recipe: list[RecipeChange], files: list[FileChange], phrases: tuple[str, str, str]) -> pl.Expr:
-    """Which of the changes made the difference. A rule on single rows looks at nothing but the row and the recipe;
-    duplicates, samples and copies depend on the other rows as well."""
+    """Which of the changes made the difference. A rule on single rows looks at nothing but the row, the recipe and the
+    benchmarks; duplicates, samples and copies depend on the other rows as well."""
     unknown, no_source, _ = phrases
     reason = pl.col("reason")
-    in_recipe, in_files = any(change.key != "name" for change in recipe), bool(files)
+    in_recipe = any(change.key != "name" for change in recipe)
+    in_benchmarks = any(change.source.startswith(_BENCHMARK) for change in files)
+    in_files = len(files) > 0
     both: dict[tuple[bool, bool], Cause] = {
         (True, True): "source or recipe",
         (True, False): "recipe",
@@ -257,10 +272,14 @@ def _cause(recipe: list[RecipeChange], files: list[FileChange], phrases: tuple[s
     }
     competing: Cause = both.get((in_recipe, in_files), "prefmix")
     alone: Cause = "recipe" if in_recipe else competing
+    measured: Cause = (
+        "benchmark" if in_benchmarks and not in_recipe else both.get((in_recipe, in_benchmarks), competing)
+    )
     return (
         pl.when(reason == no_source).then(pl.lit("recipe"))
         .when(reason == unknown).then(pl.lit("source" if in_files else alone))
         .when(reason.str.contains("^(?:filter|source)/")).then(pl.lit(alone))
+        .when(reason.str.starts_with("decontaminate/")).then(pl.lit(measured))
         .otherwise(pl.lit(competing))
     )  # fmt: skip
 

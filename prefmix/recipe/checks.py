@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefmix.recipe.problems import Finding, nearest
-from prefmix.recipe.suites import suites
+from prefmix.recipe.suites import holding, suites
 from prefmix.recipe.toml_lines import KeyPath
 
 SUBSETS = {"dpo": "preference", "sft": "sft"}
@@ -65,8 +65,11 @@ def _decontaminate(table: dict[str, Any]) -> Iterator[Finding]:
             continue
         path = ("decontaminate", "suites", index)
         if name not in (known := suites()):
-            close = nearest(name, known)
-            hint = f'did you mean "{close}"?' if close else f"suites: {', '.join(known)}"
+            if close := nearest(name, known):
+                hint = f'did you mean "{close}"?'
+            else:
+                holder = holding(name)
+                hint = f'it is part of "{holder}"' if holder else f"suites: {', '.join(known)}"
             yield Finding(path, f'no suite is called "{name}"', hint)
         elif name in names[:index]:
             yield Finding(path, "a suite is named twice")

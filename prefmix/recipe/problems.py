@@ -160,13 +160,18 @@ def shown(value: object) -> str:
 
 
 def _better(value: object, members: list[Schema]) -> str | None:
-    """A guess at what was meant by a wrong text."""
+    """A guess at what was meant by a wrong value."""
+    keys = [key for member in members for key in member.get("properties", {}).values()]
+    if value is True and keys and all(key.get("default") is not None for key in keys):
+        return "{} takes the defaults"
     if not isinstance(value, str):
         return None
     choices = [choice for member in members for choice in member.get("enum", [member.get("const")])]
     if choice := nearest(value, (choice for choice in choices if isinstance(choice, str))):
         return f'did you mean "{choice}"?'
     types = {member.get("type") for member in members}
+    if types == {"array"}:
+        return f"as a list: [{shown(value)}]"
     number = types & {"integer", "number"} and re.fullmatch(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?", value)
     return f"without quotes: {value}" if number or ("boolean" in types and value in ("true", "false")) else None
 

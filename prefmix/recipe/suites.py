@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
 
 SUITES = Path(__file__).parents[1] / "data" / "suites.toml"
+
+#: Configurations whose names say nothing of what is in them.
+_WHOLE = ("main", "all")
 
 Line = Annotated[str, Field(min_length=1, pattern=r"^[^\n]*$")]
 
@@ -40,3 +44,17 @@ class Suite(_Keys):
 def suites() -> dict[str, Suite]:
     """Every suite by its name, in the order of the file."""
     return TypeAdapter(dict[str, Suite]).validate_python(tomllib.loads(SUITES.read_text("utf-8")))
+
+
+def holding(name: str) -> str | None:
+    """The suite that has a part of this name: a data set on the Hub, or a configuration of one, however it is written."""
+    for suite, each in suites().items():
+        for part in each.parts:
+            named = [part.hub, part.hub.partition("/")[2], *(config for config in part.config if config not in _WHOLE)]
+            if _plain(name) in map(_plain, named):
+                return suite
+    return None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

@@ -138,8 +138,14 @@ def _filter(kinds: set[str]) -> Iterator[str]:
 
 def _rest(by_kind: dict[str, list[str]]) -> Iterator[str]:
     yield ""
+    yield _key("#[decontaminate]", "rows that hold text of a benchmark are dropped")
+    yield _key(
+        '#suites = ["truthfulqa"]', "by name, read from the Hub; files of your own: [decontaminate.against.<name>]"
+    )
+    yield ""
     yield "[dedupe]"
     yield _key('exact = "pair"', 'equal rows are dropped; or "prompt" (one row for each prompt), "off"')
+    yield _key("#near = {}", "rows whose prompt and answer are nearly those of another one are dropped too")
     if by_kind["preference"]:
         yield _key("#prompt_cap = 4", "at most so many pairs of one prompt")
     yield ""
