@@ -19,6 +19,8 @@ from prefmix.schema import CONTENT, ROLE, Kind, answers, prompt_text, prompt_tur
 
 #: The rules of `overlap`, the surest first.
 RULES = pl.Enum(["ngram", "whole", "containment"])
+#: The parts of a row, the prompt first: what is in both is in the prompt.
+PARTS = pl.Enum(["prompt", "chosen", "rejected", "answer"])
 _WORST = 5
 
 
@@ -108,14 +110,14 @@ def _parts(frame: pl.DataFrame, kind: Kind, with_answers: bool) -> Iterator[pl.D
         "id": pl.col("id"),
         "source": pl.col("source").cast(pl.String),
     }
-    yield alive.select(**owner, part=pl.lit("prompt"), text=prompt_text(kind))
+    yield alive.select(**owner, part=pl.lit("prompt", PARTS), text=prompt_text(kind))
     spoken = prompt_turns(kind).list.eval(ROLE == "assistant").list.any()
     users = prompt_turns(kind).list.eval(CONTENT.filter(ROLE == "user")).list.join("\n")
-    yield alive.filter(spoken).select(**owner, part=pl.lit("prompt"), text=users)
+    yield alive.filter(spoken).select(**owner, part=pl.lit("prompt", PARTS), text=users)
     if with_answers:
         names = ("chosen", "rejected") if kind == "preference" else ("answer",)
         for name, text in zip(names, answers(kind), strict=True):
-            yield alive.select(**owner, part=pl.lit(name), text=text)
+            yield alive.select(**owner, part=pl.lit(name, PARTS), text=text)
 
 
 def _best(found: pl.DataFrame) -> pl.DataFrame:

@@ -3,21 +3,24 @@
 A benchmark has items, an item has texts (its question, its choices). A text is found in another one by these rules, all
 on words as `shingles.normalise` writes them:
 
-- `ngram`: of a text of `ngram` words or more, so many words in a row, and at least a third of its words (`COVERAGE`):
-  one sentence of a long passage may be a quotation of what the benchmark quotes too. Runs of words that more than
+- `ngram`: of a text of `ngram` words or more, so many words in a row, and by such runs at least a third of its words
+  (`COVERAGE`): one sentence of a long passage may be a quotation of what the benchmark quotes too. Runs that more than
   `COMMON` texts of the benchmarks have are their boilerplate; they count only when nearly all of the text is there
   (`NEARLY_ALL`).
-- `whole`: of a shorter text all words in a row. With fewer than `SHORT` words ("What is the capital of Peru?") it must be
-  a question that no other item has, and where it is found a sentence of its own; with fewer than `SHORTEST` words ("Who
-  are you?") it is not looked for. A short text of more than `COMMON` items ("all of the above") belongs to none of them.
+- `whole`: of a shorter text all words in a row. With fewer than `SHORT` words ("What is the capital of Peru?") it must be a
+  question that no other item of its benchmark has, and where it is found a sentence of its own, or several; with fewer
+  than `SHORTEST` words ("Who are you?") it is not looked for. A short text of more than `COMMON` items ("all of the
+  above") belongs to none of them.
 - `containment`: of a text of `ngram` words or more at least the share `CONTAINMENT` of its distinct shingles of five
-  words, in whatever order. It finds items that were edited lightly.
+  words, in whatever order, and no fewer than this share of what `ngram` different words have; also a third (`COVERAGE`)
+  of its shingles that at most `COMMON` texts have. It finds items that were edited lightly.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -35,7 +38,8 @@ SHORTEST = 5
 _SHINGLE = 5
 _MOST_TEXTS = 512  # a run of words in more texts of the benchmarks is no evidence for any of them
 _SHOWN_WORDS = 40
-_SENTENCE_END = re.compile(r"[.!?:;()\"“”«»\n]+")
+_SENTENCE_END = re.compile('[.!?:;()"“”«»\n。！？：；（）「」『』｡।؟؛۔]+')
+_LOW = 0xFFFFFFFF  # two numbers below 2**32 are packed into one: `one << 32 | other`
 _HITS = {
     "row": pl.Int64,
     "text": pl.Int64,
@@ -67,11 +71,22 @@ class Index:
         items_, question = self.texts["items"].to_numpy(), self.texts["question"].to_numpy()
         long = self.sizes >= ngram
         short = np.where(self.sizes >= SHORT, items_ <= COMMON, (self.sizes >= SHORTEST) & question & (items_ == 1))
+        short &= ~long
         self._runs = _Postings(*self._grams(np.flatnonzero(long), ngram))
-        self._shingles = _Postings(*self._grams(np.flatnonzero(long), self._shingle))
-        text, at, gram = self._grams(np.flatnonzero(short & ~long), self._shingle)
-        self._openings = _Postings(text[at == 0], at[at == 0], gram[at == 0])
-        self._filter = _Filter(np.concatenate([self._shingles.grams, self._openings.grams]))
+        text, at, gram = self._grams(np.flatnonzero(short | long), self._shingle)
+        self._shingles = _Postings(text[long[text]], at[long[text]], gram[long[text]])
+        self._openings = distinct(gram[(at == 0) & short[text]])
+        #: Short texts by all their words, for each number of words.
+        self._wholes = {
+            size: _Postings(*self._grams(np.flatnonzero(short & (self.sizes == size)), size))
+            for size in distinct(self.sizes[short]).tolist()
+        }
+        #: The distinct shingles (their numbers) of text `i`: `_owned[_of_text[i]:_of_text[i + 1]]`.
+        self._owned, self._of_text = self._shingles.by_text(len(self.texts))
+        common = np.append(0, np.cumsum(self._shingles.texts[self._owned] > COMMON))
+        #: How many of them are in more than `COMMON` texts.
+        self._common = np.diff(common[self._of_text])
+        self._filter = _Filter(np.concatenate([self._shingles.grams, self._openings]))
 
     def search(self, texts: pl.Series) -> pl.DataFrame:
         """Which benchmark texts are found in which of the texts, a row for each pair and rule.
@@ -95,8 +110,8 @@ class Index:
         """(text, place in it, hash) of every run of n words of some of the texts."""
         grams, offsets = ngrams(self._words, self._offsets, n, whole=False)
         sizes = np.diff(offsets)[texts]
-        at = _places(sizes)
-        return np.repeat(texts, sizes), at, grams[np.repeat(offsets[texts], sizes) + at]
+        where = _ranges(offsets[texts], sizes)
+        return np.repeat(texts, sizes), where - np.repeat(offsets[texts], sizes), grams[where]
 
     def _search(self, texts: pl.Series, first: int) -> pl.DataFrame:
         hashes, offsets = words(texts)
@@ -105,151 +120,123 @@ class Index:
         row = np.searchsorted(starts, passed, side="right") - 1
         at = passed - starts[row]  # the word of its row with which the shingle starts
         gram = grams[passed]
-        shingle = self._shingles.number(gram)
-        known = shingle >= 0
+        shingle = _numbers(self._shingles.grams, gram)
+        known, opens = shingle >= 0, _numbers(self._openings, gram) >= 0
         hits = [
-            self._whole(texts, hashes, offsets, row, at, self._openings.number(gram)),
+            self._whole(texts, hashes, offsets, row[opens], at[opens]),
             self._ngrams(hashes, offsets, row[known], at[known]),
             self._contained(row[known], shingle[known]),
         ]
         return pl.concat(hits).with_columns(pl.col("row") + first)
 
     def _whole(
-        self,
-        texts: pl.Series,
-        hashes: np.ndarray,
-        offsets: np.ndarray,
-        row: np.ndarray,
-        at: np.ndarray,
-        opening: np.ndarray,
+        self, texts: pl.Series, hashes: np.ndarray, offsets: np.ndarray, row: np.ndarray, at: np.ndarray
     ) -> pl.DataFrame:
-        """Short texts, found by their first shingle."""
-        hit, text, _ = self._openings.expanded(opening)
-        row, word = row[hit], offsets[row[hit]] + at[hit]
+        """Short texts, which may begin where their first shingles are."""
+        word = offsets[row] + at
         found = []
-        for size in distinct(self.sizes[text]).tolist():
-            fits = np.flatnonzero((self.sizes[text] == size) & (word + size <= offsets[row + 1]))
-            along = np.arange(size)
-            own = self._words[self._offsets[text[fits], None] + along]
-            fits = fits[(hashes[word[fits, None] + along] == own).all(axis=1)]
-            pairs = sorted(set(zip(row[fits].tolist(), text[fits].tolist(), strict=True)))
+        for size, wholes in self._wholes.items():
+            fits = np.flatnonzero(word + size <= offsets[row + 1])
+            candidates = hashes[_ranges(word[fits], np.full(len(fits), size))]
+            grams, _ = ngrams(candidates, np.arange(len(fits) + 1) * size, size, whole=False)
+            hit, text, _ = wholes.expanded(_numbers(wholes.grams, grams))
+            places = zip(row[fits[hit]].tolist(), at[fits[hit]].tolist(), text.tolist(), strict=True)
             if size < SHORT:
-                pairs = [(r, t) for r, t in pairs if _is_sentence(texts[r], self.texts["text"][t])]
-            found += [(r, t, size) for r, t in pairs]
+                places = _sentences(texts, places, size)
+            found += [(r, t, size) for r, t in sorted({(r, t) for r, _, t in places})]
         frame = pl.DataFrame(found, schema={"row": pl.Int64, "text": pl.Int64, "length": pl.Int64}, orient="row")
         return _hits(frame.with_columns(start=pl.lit(0), coverage=pl.lit(1.0)), "whole")
 
     def _ngrams(self, hashes: np.ndarray, offsets: np.ndarray, row: np.ndarray, at: np.ndarray) -> pl.DataFrame:
         """Long texts by runs of `ngram` words: each starts where known shingles follow one another to make one up."""
-        span = self.ngram - self._shingle
-        follow = at[span:] - at[: len(at) - span] == span
-        starts = np.flatnonzero(follow & (row[span:] == row[: len(row) - span]))
-        row, at = row[starts], at[starts]
-        rows, place = np.unique(row, return_inverse=True)
-        sizes = np.diff(offsets)[rows]
-        grams, first = ngrams(
-            hashes[np.repeat(offsets[rows], sizes) + _places(sizes)],
-            np.concatenate([[0], np.cumsum(sizes)]),
-            self.ngram,
-            whole=False,
+        word, n = offsets[row] + at, self.ngram
+        span = n - self._shingle  # so many words after the first shingle of a run its last one starts
+        last = np.arange(span, max(len(word), span))
+        starts = last[word[last] - word[last - span] == span] - span  # never over the end of a row: there is a gap
+        row, word = row[starts], word[starts]
+        # Runs that overlap are hashed as one stretch of words; in another row a run starts n words later at least.
+        stretch = np.flatnonzero(np.diff(word, prepend=-2) != 1)
+        sizes = np.diff(np.append(stretch, len(word))) + n - 1
+        grams, _ = ngrams(hashes[_ranges(word[stretch], sizes)], np.append(0, np.cumsum(sizes)), n, whole=False)
+        number = _numbers(self._runs.grams, grams)
+        known = number >= 0
+        there = distinct(row[known] << 32 | number[known])
+        hit, text, start = self._runs.expanded(there & _LOW)
+        row, rare = there[hit] >> 32, self._runs.texts[there[hit] & _LOW] <= COMMON
+        order = np.lexsort((start, text, row))
+        row, text, start, rare = row[order], text[order], start[order], rare[order]
+        new = _changes(row) | _changes(text)
+        pair, size = np.cumsum(new) - 1, self.sizes[text[new]]
+        coverage = _covered(pair, start, n, len(size)) / size
+        rarely = _covered(pair[rare], start[rare], n, len(size)) / size
+        begin = np.flatnonzero(new | (np.diff(start, prepend=-2) != 1))
+        length = np.diff(np.append(begin, len(start))) + n - 1
+        longest = np.lexsort((-length, pair[begin]))[_changes(pair[begin])]
+        found = pl.DataFrame(
+            {
+                "row": row[new],
+                "text": text[new],
+                "coverage": coverage,
+                "start": start[begin[longest]],
+                "length": length[longest],
+            }
         )
-        number = self._runs.number(grams[first[place] + at])
-        hit, text, begin = self._runs.expanded(number)
-        gap = pl.col("start").diff().over("row", "text").fill_null(self.ngram)
-        runs = (
-            pl.DataFrame(
-                {"row": row[hit], "text": text, "start": begin, "rare": self._runs.counts[number[hit]] <= COMMON}
-            )
-            .unique(["row", "text", "start"])
-            .sort("row", "text", "start")
-            .with_columns(new=gap.clip(upper_bound=self.ngram), run=(gap != 1).cum_sum())
-            .group_by("row", "text", "run", maintain_order=True)
-            .agg(pl.col("start").first(), pl.col("new").sum(), pl.col("rare").any(), length=pl.len() + self.ngram - 1)
-        )
-        best = (
-            runs.sort("length", descending=True, maintain_order=True)
-            .group_by("row", "text", maintain_order=True)
-            .agg(pl.col("start", "length").first(), pl.col("new").sum(), pl.col("rare").any())
-        )
-        best = best.with_columns(coverage=best["new"] / pl.Series(self.sizes[best["text"].to_numpy()]))
-        enough = (pl.col("coverage") >= NEARLY_ALL) | (pl.col("rare") & (pl.col("coverage") >= COVERAGE))
-        return _hits(best.filter(enough), "ngram")
+        return _hits(found.filter((coverage >= NEARLY_ALL) | (rarely >= COVERAGE)), "ngram")
 
     def _contained(self, row: np.ndarray, shingle: np.ndarray) -> pl.DataFrame:
         """Long texts most of whose shingles are in a row. A text is tried where one of its rarer shingles is."""
-        grams = len(self._shingles.grams)
-        present = distinct(row * grams + shingle)
-        row, shingle = present // grams, present % grams
-        least = CONTAINMENT * (self.ngram - self._shingle + 1)
-        rich = np.bincount(row)[row] >= least if len(row) else np.zeros(0, bool)
-        row, shingle = row[rich], shingle[rich]
-        rare = self._shingles.counts[shingle] <= COMMON
-        hit, text, _ = self._shingles.expanded(np.where(rare, shingle, -1))
-        votes = (
-            pl.DataFrame({"row": row[hit], "text": text, "shingle": shingle[hit]})
-            .unique()
-            .group_by("row", "text")
-            .agg(votes=pl.len())
-            .sort("row", "text")
+        fewest = self.ngram - self._shingle + 1
+        present = distinct(row << 32 | shingle)
+        row, shingle = present >> 32, present & _LOW
+        rich = np.bincount(row)[row] / fewest >= CONTAINMENT
+        wanted = np.flatnonzero(rich & (self._shingles.texts[shingle] <= COMMON))
+        hit, text, _ = self._shingles.expanded(shingle[wanted])
+        votes = distinct(wanted[hit] << 32 | text)  # a text may have a shingle in several places
+        pairs = np.sort(row[votes >> 32] << 32 | (votes & _LOW))
+        first = np.flatnonzero(_changes(pairs))
+        votes = np.diff(np.append(first, len(pairs)))
+        row, text = pairs[first] >> 32, pairs[first] & _LOW
+        sizes, common = np.diff(self._of_text)[text], self._common[text]
+        enough = (votes + common) / np.maximum(sizes, fewest) >= CONTAINMENT  # there may be as much as that
+        tried = enough & (votes / (sizes - common) >= COVERAGE)
+        row, text, sizes = row[tried], text[tried], sizes[tried]
+        own = np.repeat(row, sizes) << 32 | self._owned[_ranges(self._of_text[text], sizes)]
+        there = present[np.minimum(np.searchsorted(present, own), len(present) - 1)] == own
+        found = np.bincount(np.repeat(np.arange(len(text)), sizes)[there], minlength=len(text))
+        frame = pl.DataFrame(
+            {"row": row, "text": text, "coverage": found / sizes, "start": 0 * text, "length": self.sizes[text]}
         )
-        tried, texts = votes["row"].to_numpy(), votes["text"].to_numpy()
-        shingles = np.diff(self._shingles.of_text)
-        promising = votes["votes"].to_numpy() + self._shingles.common[texts] >= CONTAINMENT * shingles[texts]
-        tried, texts = tried[promising], texts[promising]
-        sizes = shingles[texts]
-        own = self._shingles.distinct[np.repeat(self._shingles.of_text[texts], sizes) + _places(sizes)]
-        key = np.repeat(tried, sizes) * grams + own
-        place = np.minimum(np.searchsorted(present, key), max(len(present) - 1, 0))
-        there = present[place] == key if len(present) else np.zeros(0, bool)
-        pair = np.repeat(np.arange(len(texts)), sizes)
-        coverage = np.bincount(pair[there], minlength=len(texts)) / np.maximum(sizes, 1)
-        found = pl.DataFrame(
-            {
-                "row": tried,
-                "text": texts,
-                "coverage": coverage,
-                "start": np.zeros(len(texts), np.int64),
-                "length": self.sizes[texts],
-            }
-        )
-        return _hits(found.filter(pl.col("coverage") >= CONTAINMENT), "containment")
+        return _hits(frame.filter(found / np.maximum(sizes, fewest) >= CONTAINMENT), "containment")
 
 
 class _Postings:
     """Where in the texts each gram is."""
 
     def __init__(self, text: np.ndarray, at: np.ndarray, gram: np.ndarray) -> None:
-        order = np.argsort(gram, kind="stable")
-        self.text, self.at = text[order], at[order]
-        gram = gram[order]
-        new = np.append(True, gram[1:] != gram[:-1])[: len(gram)]
-        self.grams = gram[new]
-        self.first = np.append(np.flatnonzero(new), len(gram))
-        self.counts = np.diff(self.first)
-        #: The distinct grams (their numbers) of text number `i`: `distinct[of_text[i]:of_text[i + 1]]`.
-        number = np.empty(len(gram), np.int64)
-        number[order] = np.cumsum(new) - 1
-        owned = distinct(text * len(self.grams) + number)
-        owner, self.distinct = owned // max(len(self.grams), 1), owned % max(len(self.grams), 1)
-        texts = int(text.max()) + 1 if len(text) else 0
-        self.of_text = np.searchsorted(owner, np.arange(texts + 1))
-        #: How many of them are in more than `COMMON` places.
-        self.common = np.bincount(owner[self.counts[self.distinct] > COMMON], minlength=texts)
-
-    def number(self, grams: np.ndarray) -> np.ndarray:
-        """int64, the place of each gram in `self.grams`, -1 for one that is not there."""
-        if not len(self.grams):
-            return np.full(len(grams), -1)
-        place = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
-        return np.where(self.grams[place] == grams, place, -1)
+        """`text`, ascending, and the place `at` in it of every gram."""
+        order = np.argsort(gram)
+        number = np.cumsum(_changes(gram[order])) - 1
+        # Equal grams in the order of the texts: sorting twice, and not stably, takes half the time.
+        order = np.sort(number << 32 | order) & _LOW
+        new = _changes(number)
+        self.text, self.at, self.grams = text[order], at[order], gram[order[new]]
+        self.first = np.append(np.flatnonzero(new), len(number))
+        #: In how many texts each gram is.
+        self.texts = np.bincount(number[new | _changes(self.text)], minlength=len(self.grams))
 
     def expanded(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(place in `numbers`, text, place in the text) for each place of each gram that is not in too many."""
-        known = np.flatnonzero(numbers >= 0)
-        known = known[self.counts[numbers[known]] <= _MOST_TEXTS]
-        sizes = self.counts[numbers[known]]
-        where = np.repeat(self.first[numbers[known]], sizes) + _places(sizes)
-        return np.repeat(known, sizes), self.text[where], self.at[where]
+        """(place in `numbers`, text, place in the text) for each place of each gram that is not in too many texts."""
+        few = np.flatnonzero(numbers >= 0)
+        few = few[self.texts[numbers[few]] <= _MOST_TEXTS]
+        first, sizes = self.first[numbers[few]], np.diff(self.first)[numbers[few]]
+        where = _ranges(first, sizes)
+        return np.repeat(few, sizes), self.text[where], self.at[where]
+
+    def by_text(self, texts: int) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct grams of each text, as their numbers: (flat int64, int64 offsets of the texts in it)."""
+        number = np.repeat(np.arange(len(self.grams)), np.diff(self.first))
+        owned = distinct(self.text << 32 | number)
+        return owned & _LOW, np.searchsorted(owned, np.arange(texts + 1) << 32)
 
 
 class _Filter:
@@ -270,19 +257,36 @@ def _hits(found: pl.DataFrame, rule: str) -> pl.DataFrame:
     return found.with_columns(rule=pl.lit(rule)).select(pl.col(name).cast(dtype) for name, dtype in _HITS.items())
 
 
-def _places(sizes: np.ndarray) -> np.ndarray:
-    """0, 1, 2 ... up to each of the sizes, one after the other."""
+def _numbers(known: np.ndarray, grams: np.ndarray) -> np.ndarray:
+    """int64, the place of each gram in `known`, ascending, or -1 for one that is not there."""
+    if not len(known):
+        return np.full(len(grams), -1)
+    order = np.argsort(grams)  # looked up in ascending order most of what is read is in the cache
+    place = np.empty(len(grams), np.int64)
+    place[order] = np.minimum(np.searchsorted(known, grams[order]), len(known) - 1)
+    return np.where(known[place] == grams, place, -1)
+
+
+def _covered(pair: np.ndarray, start: np.ndarray, n: int, pairs: int) -> np.ndarray:
+    """How many words the runs of n words cover in each of the pairs, given in order, and in each by ascending starts."""
+    fresh = np.where(_changes(pair), n, np.minimum(np.diff(start, prepend=0), n))
+    return np.bincount(pair, fresh, minlength=pairs)
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    """Which values are others than the one before."""
+    return np.append(True, values[1:] != values[:-1])[: len(values)]
+
+
+def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... of each of the ranges, one after the other."""
     ends = np.cumsum(sizes)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - sizes, sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
 
 
-def _is_sentence(text: str, wanted: str) -> bool:
-    """Whether `wanted`, normalised, is a sentence of the text, or several that follow one another."""
-    sentences = [each for each in normalise(pl.Series(_SENTENCE_END.split(text))).to_list() if each]
-    for start in range(len(sentences)):
-        for joined in itertools.accumulate(sentences[start:], "{} {}".format):
-            if joined == wanted:
-                return True
-            if not wanted.startswith(joined):
-                break
-    return False
+def _sentences(texts: pl.Series, places: Iterable[tuple[int, int, int]], size: int) -> Iterator[tuple[int, int, int]]:
+    """The places (row, number of its word, text) at which `size` words are a sentence, or several that follow another."""
+    for row, own in itertools.groupby(sorted(places), key=lambda place: place[0]):
+        _, bounds = words(pl.Series(_SENTENCE_END.split(texts[row])))
+        ends = set(bounds.tolist())
+        yield from (place for place in own if place[1] in ends and place[1] + size in ends)
