@@ -75,14 +75,15 @@ def drop(rows: Mapping[Kind, pl.DataFrame], found: pl.DataFrame) -> dict[Kind, p
 def report(found: pl.DataFrame, index: Index) -> dict[str, dict[str, Any]]:
     """By benchmark, also those of which nothing was found: the `contamination` part of a mixture's manifest.
 
-        {"gsm8k": {"items": 1319, "touched": 9, "rows": 12, "dropped": 11, "rules": {"ngram": 12, "containment": 11},
+        {"gsm8k": {"items": 1319, "sought": 1319, "touched": 9, "rows": 12, "dropped": 11, "rules": {"ngram": 12, "containment": 11},
                    "sources": {"orca": 12}, "worst": [{"item": "main/test:17", "rows": 3, "text": "..."}]}}
 
-    `touched` counts the items of which some text was found, `rows` the rows that hold one, `dropped` those of them for
+    `sought` counts the items that have a text long enough to be looked for, `touched` those of which one was found, `rows` the rows that hold one, `dropped` those of them for
     which this benchmark was the best evidence; `rules` and `sources` count rows; `worst` are the items in most rows.
     """
     row = pl.struct("kind", "place")
     dropped = dict(_best(found).group_by("benchmark").len().rows())
+    sought = index.texts.filter(pl.Series(index.sought, dtype=pl.Boolean)).select("benchmark", "text")
     reports = {}
     for name in index.items["benchmark"].unique(maintain_order=True):
         own = found.filter(pl.col("benchmark") == name)
@@ -91,6 +92,7 @@ def report(found: pl.DataFrame, index: Index) -> dict[str, dict[str, Any]]:
         worst = own.group_by("item").agg(rows=row.n_unique(), text=pl.col("matched").first())
         reports[name] = {
             "items": items["item"].n_unique(),
+            "sought": items.join(sought, on=["benchmark", "text"], how="semi")["item"].n_unique(),
             "touched": touched["item"].n_unique(),
             "rows": own.select(row.n_unique()).item(),
             "dropped": dropped.get(name, 0),

@@ -35,6 +35,9 @@ COMMON = 10
 SHORT = 8
 SHORTEST = 5
 
+#: What the field of a choice or an answer is called; any other text is a question.
+CHOICE = r"(?i)\[\d+\]$|(?:^|[ _.])(?:answers?|choices?|options?|endings?|sol)_?\d*$"
+
 _SHINGLE = 5
 _MOST_TEXTS = 512  # a run of words in more texts of the benchmarks is no evidence for any of them
 _SHOWN_WORDS = 40
@@ -63,7 +66,7 @@ class Index:
             pl.col("item").first(),
             pl.col("field").first(),
             items=pl.col("item").n_unique(),
-            question=(~pl.col("field").str.contains(r"\[\d+\]$")).any(),
+            question=(~pl.col("field").str.contains(CHOICE)).any(),
         )
         self._words, self._offsets = words(self.texts["text"])
         self.sizes = np.diff(self._offsets)
@@ -72,8 +75,10 @@ class Index:
         long = self.sizes >= ngram
         short = np.where(self.sizes >= SHORT, items_ <= COMMON, (self.sizes >= SHORTEST) & question & (items_ == 1))
         short &= ~long
+        #: bool, for each text: whether it is looked for.
+        self.sought = short | long
         self._runs = _Postings(*self._grams(np.flatnonzero(long), ngram))
-        text, at, gram = self._grams(np.flatnonzero(short | long), self._shingle)
+        text, at, gram = self._grams(np.flatnonzero(self.sought), self._shingle)
         self._shingles = _Postings(text[long[text]], at[long[text]], gram[long[text]])
         self._openings = distinct(gram[(at == 0) & short[text]])
         #: Short texts by all their words, for each number of words.

@@ -220,6 +220,7 @@ def test_the_report_has_the_counts_that_were_planted(seed: int) -> None:
         by_source = Counter(source for source, held in zip(sources, holding, strict=True) if held)
         assert entry == {
             "items": len(texts[name]),
+            "sought": len(texts[name]),
             "touched": len(touched),
             "rows": sum(map(bool, holding)),
             "dropped": sum((frame_["reason"] == f"decontaminate/{name}").sum() for frame_ in marked.values()),
@@ -481,3 +482,20 @@ def test_clean_rows_are_found_only_where_a_question_is_in_them_word_for_word(rea
     )
     assert Counter(named["asked"]) == {"Who was the first American in space?": 4, "What is an alpha particle?": 1}
     assert all(asked.removesuffix("?") in prompts[row] for row, asked in named.select("row", "asked").rows())
+
+
+def test_items_that_are_too_short_are_counted_as_not_looked_for() -> None:
+    texts = {
+        "0": "Who are you?",
+        "1": "Where is the highest mountain of Peru?",
+        "2": "Where is the highest mountain of Peru?",
+    }
+    rows = [(item, "question", text, "quiz") for item, text in texts.items()] + [
+        ("1", "choices[0]", "Huascarán", "quiz")
+    ]
+    of = Index(pl.DataFrame(rows, schema=["item", "field", "text", "benchmark"], orient="row"))
+    found = decontaminate.find({"sft": frame([chat(("user", "Hm?"), ("assistant", "x"))], "sft")}, of)
+    assert {name: decontaminate.report(found, of)["quiz"][name] for name in ("items", "sought")} == {
+        "items": 3,
+        "sought": 0,
+    }

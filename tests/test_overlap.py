@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefmix import overlap
-from prefmix.overlap import Index
+from prefmix.overlap import CHOICE, Index
 from prefmix.shingles import slices
 
 
@@ -105,7 +105,7 @@ def expected(items: Sequence[Item], rows: Sequence[str | None], ngram: int) -> l
         names = {each.item for each in own}
         if len(text) >= 8:
             return len(names) <= 10 and text in map(list, grams_of(words_of(row), len(text)))
-        is_question = any(not re.search(r"\[\d+\]$", each.field) for each in own)
+        is_question = any(not re.search(CHOICE, each.field) for each in own)
         if len(text) < 5 or not is_question or len(names) > 1:
             return False
         parts = sentences_of(row)
@@ -175,7 +175,10 @@ def corpus(seed: int) -> Corpus:
         for nth in range(chance.choice([1, 1, 1, 2, 9, 10, 11, 12])):
             spoken.append([*opening, *some(chance.choice([0, 0, 1, 2, 4, 7]))])
             name = chance.choice([f"{group}.{nth}", f"{group}.{nth}", "same"])
-            field, benchmark = chance.choice(["question", "choices[1]"]), chance.choice(["quiz", "quiz", "exam"])
+            field, benchmark = (
+                chance.choice(["question", "choices[1]", "option2"]),
+                chance.choice(["quiz", "quiz", "exam"]),
+            )
             items.append(Item(written(spoken[-1]), name, field, benchmark))
     rows: list[str | None] = [None, " ?"]
     for _ in range(20 if items else 1):
@@ -545,3 +548,15 @@ def test_every_text_of_eight_words_or_more_is_found_in_itself(real_data: Any) ->
     assert never.filter(words >= 8).is_empty()
     assert never.filter((words >= 5) & (words < 8))["items"].min() == 2
     assert never.height < 0.1 * of.texts.height
+
+
+@pytest.mark.parametrize(
+    ("field", "choice"),
+    [("question", False), ("Question", False), ("question_stem", False), ("turns[0]", True), ("choices[2]", True),
+     ("choices.text[1]", True), ("option1", True), ("sol2", True), ("Best Answer", True), ("correct_answer", True),
+     ("solution", False), ("goal", False), ("optional", False)],
+)  # fmt: skip
+def test_what_a_choice_is_called(field: str, choice: bool) -> None:
+    assert bool(re.search(CHOICE, field)) is choice
+    question = "Where is Lake Titicaca found?"
+    assert rules([Item(question, field=field)], f"So tell me. {question}") == ([] if choice else ["whole"])

@@ -23,6 +23,7 @@ Manifest = Mapping[str, Any]
 
 _TOP_REASONS = 3
 _TOP_ITEMS = 3
+_MOST_SOUGHT = 0.9  # of the items of a benchmark: where fewer are looked for it is said
 _CHANGES = {"swap": "chosen and rejected swapped", "strip": "special tokens stripped"}
 
 
@@ -106,6 +107,10 @@ def contamination_page(report: Mapping[str, Any], read: int) -> RenderableType |
         for item in entry["worst"][:_TOP_ITEMS]:
             worst.add_row(Text(item["item"]), f"{item['rows']:,}", clipped(item["text"], "dim"))
     pages: list[RenderableType] = [Trimmed(table)]
+    for name, entry in report.items():
+        if entry["sought"] < _MOST_SOUGHT * entry["items"]:
+            unsought = f"{entry['items'] - entry['sought']:,} of the {entry['items']:,} items of {name}"
+            pages.append(Text(f"{unsought} are too short to be looked for", "yellow"))
     if worst.row_count:
         pages += [Text("\nThe items in most rows", "bold"), Trimmed(worst)]
     return Group(*pages)
