@@ -177,8 +177,14 @@ def _read(planned: Plan, limit: int | None, progress: Progress) -> dict[Kind, pl
         frame = planned.sources[name].read(planned.recipe.seed, limit)
         return frame.with_columns(pl.col("source").cast(priority), NO_CHANGES)
 
-    frames = _side_by_side("read", read, planned.sources, progress)
-    by_kind = {kind: [frame for name, frame in frames.items() if planned.sources[name].kind == kind] for kind in KINDS}
+    def size(name: str) -> int:
+        return sum(file.path.stat().st_size for file in planned.sources[name].files)
+
+    # The largest first: at the end no core waits for one of them.
+    frames = _side_by_side("read", read, sorted(planned.sources, key=size, reverse=True), progress)
+    by_kind = {
+        kind: [frames[name] for name, source in planned.sources.items() if source.kind == kind] for kind in KINDS
+    }
     return {kind: pl.concat(found, rechunk=True) for kind, found in by_kind.items() if found}
 
 

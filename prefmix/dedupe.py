@@ -130,11 +130,12 @@ def _drop_beyond(
     keys: pl.DataFrame, rows: pl.DataFrame, group: Sequence[str], most: int, reason: str
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Keeps the first `most` rows of every group; the others name the first one."""
-    ranked = keys.with_columns(
-        place=pl.int_range(pl.len()).over(group), kept=pl.col("id").first().over(group), rows=pl.len().over(group)
+    crowded = keys.filter(pl.len().over(group) > most)
+    ranked = crowded.with_columns(
+        place=pl.int_range(pl.len()).over(group), kept=pl.col("id").first().over(group), copies=pl.len().over(group)
     )
-    dropped = ranked.filter(pl.col("place") >= most).select("_index", "kept", copies="rows")
-    alive = ranked.filter(pl.col("place") < most).drop("place", "kept", "rows")
+    dropped = ranked.filter(pl.col("place") >= most).select("_index", "kept", "copies")
+    alive = keys.join(dropped, on="_index", how="anti", maintain_order="left")
     return alive, _mark(rows, dropped, reason)
 
 
@@ -146,8 +147,8 @@ def _across(
     reason: str = "dedupe/pair",
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Drops the sft rows whose prompt and answer are those of a kept pair (of its chosen side)."""
-    kept = preference.unique(group, keep="first", maintain_order=True).select(*group, kept="id", rows=pl.lit(2))
-    dropped = sft.join(kept, on=group).select("_index", "kept", copies="rows")
+    kept = preference.unique(group, keep="first", maintain_order=True).select(*group, kept="id", copies=pl.lit(2))
+    dropped = sft.join(kept, on=group).select("_index", "kept", "copies")
     return sft.join(dropped, on="_index", how="anti", maintain_order="left"), _mark(rows, dropped, reason)
 
 
