@@ -20,7 +20,7 @@ from math import sqrt
 import numpy as np
 import polars as pl
 
-from prefmix.shingles import Unit, distinct, shingles, slices
+from prefmix.shingles import Unit, distinct, plain, shingles, slices
 
 #: Of one bucket (it has one in every band) a text is compared with at most this many texts that stay, or as many as make
 #: `MOST_PAIRS` comparisons in the bucket if that is more: all of them, in a bucket of five hundred texts.
@@ -121,12 +121,14 @@ class Index:
         bands, rows = bands_for(threshold, permutations, recall)
         signed = [np.zeros(0, np.int64)]
         with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
-            signed += pool.map(self._sign, *_starts(slices(texts)))
+            if unit == "word":  # texts in ASCII, which most are, are shared with the caller's
+                self.texts = pl.concat([texts.head(0), *pool.map(plain, slices(texts))])
+            signed += pool.map(self._sign, *_starts(slices(self.texts)))
         self._share(np.concatenate(signed), bands, rows)
 
     def _sign(self, start: int, texts: pl.Series) -> np.ndarray:
         """Signs a slice of the texts; gives the places of those that have a shingle."""
-        hashes, offsets = shingles(texts, self.shingle, self.unit)
+        hashes, offsets = shingles(texts, self.shingle, self.unit, is_plain=True)
         some = np.flatnonzero(np.diff(offsets))
         high = (hashes >> np.uint64(32)).astype(np.uint32)
         # Texts without a shingle take no room in `hashes`, so the others' offsets need no change.
@@ -138,12 +140,16 @@ class Index:
         """Fills in which text is in which bucket, for the buckets of two texts or more."""
         bits = max(len(self.texts) - 1, 1).bit_length()  # a key in the high bits of a number, a text in its low bits
         low = np.uint64((1 << bits) - 1)
-        texts, buckets, number = [], [], 0
-        for band in range(bands):
-            key = np.zeros(len(signed), np.uint64)
-            for row in range(band * rows, (band + 1) * rows):
-                key = (key ^ self.signatures[signed, row]) * np.uint64(0x9FB21C651E98DF25)
+        keys = np.zeros((bands, len(signed)), np.uint64)
+        for at in range(0, len(signed), _BLOCK_TEXTS):
+            block = np.ascontiguousarray(self.signatures[signed[at : at + _BLOCK_TEXTS]].T)
+            for row in range(bands * rows):
+                key = keys[row // rows, at : at + _BLOCK_TEXTS]
+                key ^= block[row]
+                key *= np.uint64(0x9FB21C651E98DF25)
                 key ^= key >> np.uint64(32)
+        texts, buckets, number = [], [], 0
+        for key in keys:
             packed = np.sort((key & ~low) | signed.astype(np.uint64))
             new = np.append(True, np.diff(packed & ~low) != 0)[: len(packed)]
             shared = ~(new & np.append(new[1:], True)[: len(packed)])
@@ -181,7 +187,9 @@ class Index:
         texts two different ones are taken for the same, whatever is in the texts.
         """
         texts, places = np.unique(np.concatenate([left, right]), return_inverse=True)
-        hashes, offsets = _distinct(*shingles(self.texts.gather(texts), self.shingle, self.unit, self.key))
+        hashes, offsets = _distinct(
+            *shingles(self.texts.gather(texts), self.shingle, self.unit, self.key, is_plain=True)
+        )
         sizes = np.diff(offsets)
         one, other = places[: len(left)], places[len(left) :]
         shared = np.zeros(len(left), np.int64)

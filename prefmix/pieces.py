@@ -11,7 +11,8 @@ There are millions of pieces in a data set, and few distinct ones. Two kinds of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Sized
+from operator import attrgetter
 from threading import Lock
 from typing import Any
 
@@ -20,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-Encode = Callable[[list[str]], list[list[int]]]
+Tokenise = Callable[[list[str]], Sequence[Sized]]
 
 _BLOCK_BYTES = 1 << 16  # with what is made of it, so much text stays in the cache of a core
 _BLANK = "▁"
@@ -31,9 +32,18 @@ _TRICKY = ("a  b", " a", "a\n\nb \n c\t", "It's 12,345.67 – né ▁ﬁ ＡÅ",
 class PieceCounter:
     """Counts tokens as the tokenizer does that it was made from by `piece_counter`. Threads may share it."""
 
-    def __init__(self, tokenizer: Tokenizer, parts: np.ndarray, encode: Encode, spelled: pl.Expr) -> None:
-        """`parts`: where to cut, for each pair of bytes; `encode`: the ids of pieces; `spelled`: a `text`, to be cut."""
-        self._tokenizer, self._parts, self._encode, self._spelled = tokenizer, parts, encode, spelled
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        parts: np.ndarray,
+        tokenise: Tokenise,
+        ids: Callable[[Any], list[int]],
+        spelled: pl.Expr,
+    ) -> None:
+        """`parts`: where to cut, for each pair of bytes; `tokenise`: the tokens of pieces, and `ids` of those of one;
+        `spelled`: a `text` as it is cut."""
+        self._tokenizer, self._parts, self._spelled = tokenizer, parts, spelled
+        self._tokenise, self._ids = tokenise, ids
         self._added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
         self._pieces = pl.Categorical(pl.Categories.random())
         self._codes = pl.Series(dtype=self._pieces)  # Polars forgets categories that no series has
@@ -44,9 +54,11 @@ class PieceCounter:
         """Whether the ids of the texts, by their pieces, are those of the tokenizer."""
         texts = texts.filter(~texts.str.contains_any(self._added))
         pieces, ends = self._cut(texts)
-        found, start = self._encode(pieces.to_list()), 0
+        distinct = pieces.unique().to_list()
+        ids = dict(zip(distinct, map(self._ids, self._tokenise(distinct)), strict=True))
+        spelled, start = pieces.to_list(), 0
         for encoding, end in zip(self._whole(texts), ends.tolist(), strict=True):
-            if [number for piece in found[start:end] for number in piece] != encoding.ids:
+            if [number for piece in spelled[start:end] for number in ids[piece]] != encoding.ids:
                 return False
             start = end
         return True
@@ -72,7 +84,7 @@ class PieceCounter:
         places = np.flatnonzero(counts[codes] < 0)
         if places.size:
             new, first = np.unique(codes[places], return_index=True)
-            counts[new] = [len(ids) for ids in self._encode(pieces.gather(places[first]).to_list())]
+            counts[new] = [len(tokens) for tokens in self._tokenise(pieces.gather(places[first]).to_list())]
             self._counts = counts
 
     def _cut(self, texts: pl.Series) -> tuple[pl.Series, np.ndarray]:
@@ -111,10 +123,10 @@ def _of_words(tokenizer: Tokenizer, settings: dict[str, Any]) -> PieceCounter | 
     parts = np.zeros((256, 256), bool)
     parts[0x21:0x7F, ord(" ")] = True
 
-    def encode(pieces: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in tokenizer.encode_batch_fast(pieces, add_special_tokens=False)]
+    def tokenise(pieces: list[str]) -> Sequence[Sized]:
+        return tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
 
-    return PieceCounter(tokenizer, parts.ravel(), encode, pl.col("text"))
+    return PieceCounter(tokenizer, parts.ravel(), tokenise, attrgetter("ids"), pl.col("text"))
 
 
 def _of_blanks(tokenizer: Tokenizer, model: dict[str, Any]) -> PieceCounter | None:
@@ -133,11 +145,14 @@ def _of_blanks(tokenizer: Tokenizer, model: dict[str, Any]) -> PieceCounter | No
         return None
     bare = tokenizer.model
 
-    def encode(pieces: list[str]) -> list[list[int]]:
-        return [[token.id for token in bare.tokenize(piece.replace(" ", _BLANK))] for piece in pieces]
+    def tokenise(pieces: list[str]) -> Sequence[Sized]:
+        return [bare.tokenize(piece.replace(" ", _BLANK)) for piece in pieces]
+
+    def ids(tokens: list[Any]) -> list[int]:
+        return [token.id for token in tokens]
 
     parts = _never_neighbours(tokenizer.get_vocab(with_added_tokens=False))
-    return PieceCounter(tokenizer, parts, encode, spelled)
+    return PieceCounter(tokenizer, parts, tokenise, ids, spelled)
 
 
 def _prepared(tokenizer: Tokenizer, text: str) -> list[str]:

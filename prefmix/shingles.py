@@ -23,6 +23,10 @@ _BLOCK_BYTES = 1 << 19  # with all that is made of it, this much text stays in t
 _COMMON = "“”‘’–—…•·«»°£€→←✓≈×÷−\u00a0"
 # Scripts that put no space between words: there every letter, with its marks, is a word.
 _UNSPACED = r"([\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*)"
+# A mark that follows no letter or digit belongs to what separates: that of ❤️, or of ´, which is a space with a mark.
+_SEPARATED = r"(?:[^\p{L}\p{M}\p{N}]|^)[^\p{L}\p{N}]*"
+# The same without what the table of ASCII tells: few places of a text, which is why it is fast.
+_ODDLY_SEPARATED = r"[^\x00-\x7F\p{L}\p{M}\p{N}][^\p{L}\p{N}]*|(?:[^\p{L}\p{M}\p{N}]|^)\p{M}[^\p{L}\p{N}]*"
 _LONGEST = 64  # bytes; longer words are hashed by blake2b
 _LETTERS = bytes(ord(chr(b).lower()) if b < 128 and chr(b).isalnum() else b & 128 and b for b in range(256))
 _LOW_BYTES = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)
@@ -35,12 +39,22 @@ def normalise(texts: pl.Series) -> pl.Series:
     Words are runs of letters, marks and digits (marks stay: without them Hindi and Thai fall apart); zero-width
     characters are taken out, they split no word. Chinese, Japanese and South-East Asian letters are words of their own.
     """
-    # Lower case first, some letters are one with their mark in lower case only (ẗ); and after, NFKC may give capitals.
-    lower = texts.str.replace_all(r"\p{Cf}+", "").str.to_lowercase()
-    plain = lower.str.normalize("NFKC").str.to_lowercase()
-    spaced = plain.str.replace_all(_UNSPACED, " $1 ")
-    # A mark that follows no letter or digit belongs to what separates: that of ❤️, or of ´, which is a space with a mark.
-    return spaced.str.replace_all(r"(?:[^\p{L}\p{M}\p{N}]|^)[^\p{L}\p{N}]*", " ").str.strip_chars(" ")
+    return _folded(texts).str.replace_all(_SEPARATED, " ").str.strip_chars(" ")
+
+
+def plain(texts: pl.Series) -> pl.Series:
+    """string: texts of the same words, of which only those that are not ASCII are made anew, with less work than
+    `normalise` has. A null is an empty text."""
+    texts = texts.fill_null("")
+    wide = (texts.str.len_bytes() != texts.str.len_chars()).arg_true()
+    if wide.is_empty():
+        return texts
+    texts_wide = texts.gather(wide)
+    rest = texts_wide.str.replace_many(list(_COMMON), [" "] * len(_COMMON))
+    # Not of `rest`: a mark or a final sigma may belong to what was replaced.
+    still = (rest.str.len_bytes() != rest.str.len_chars()).arg_true()
+    made = _folded(texts_wide.gather(still)).str.replace_all(_ODDLY_SEPARATED, " ")
+    return texts.clone().scatter(wide, rest.scatter(still, made))
 
 
 def slices(texts: pl.Series, size: int = SLICE_BYTES) -> Iterator[pl.Series]:
@@ -54,38 +68,28 @@ def slices(texts: pl.Series, size: int = SLICE_BYTES) -> Iterator[pl.Series]:
         start = end
 
 
-def shingles(texts: pl.Series, n: int, unit: Unit = "word", key: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def shingles(
+    texts: pl.Series, n: int, unit: Unit = "word", key: int = 0, is_plain: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of every run of `n` words or characters: (flat uint64, int64 offsets of the texts in it).
 
     A text shorter than `n` is one shingle as a whole; one without any word has none. Repeats stay. Without a `key`
     (64 bits) somebody may write two shingles of equal hash; with a random one that nobody knows he has to guess.
+    `is_plain`: the texts come from `plain`, which need not be done again.
     """
-    blocks = _blocks(texts, key) if unit == "word" else [_characters(texts, key)]
+    blocks = _blocks(texts if is_plain else plain(texts), key) if unit == "word" else [_characters(texts, key)]
     return _joined(ngrams(hashes, offsets, n) for hashes, offsets in blocks)
-
-
-def _plain(texts: pl.Series) -> pl.Series:
-    """string: the texts, normalised where they are not ASCII. A null is an empty text."""
-    texts = texts.fill_null("")
-    wide = (texts.str.len_bytes() != texts.str.len_chars()).arg_true()
-    if wide.is_empty():
-        return texts
-    texts_wide = texts.gather(wide)
-    rest = texts_wide.str.replace_many(list(_COMMON), [" "] * len(_COMMON))
-    # Not of `rest`: a mark or a final sigma may belong to what was replaced.
-    still = (rest.str.len_bytes() != rest.str.len_chars()).arg_true()
-    return texts.clone().scatter(wide, rest.scatter(still, normalise(texts_wide.gather(still))))
 
 
 def words(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """Hashes of the words of every text: (flat uint64, int64 offsets of the texts in it). A null is an empty text."""
-    return _joined(_blocks(texts))
+    return _joined(_blocks(plain(texts)))
 
 
 def sequence_hashes(texts: pl.Series) -> np.ndarray:
     """uint64, a hash of the words of each text in their order; 0 for a text without a word."""
     found = [np.zeros(0, np.uint64)]
-    for hashes, offsets in _blocks(texts):
+    for hashes, offsets in _blocks(plain(texts)):
         sizes = np.diff(offsets)
         powers = np.cumprod(np.append(np.ones(1, np.uint64), np.repeat(_BASE, sizes.max(initial=0))))
         terms = hashes * powers[np.arange(len(hashes)) - np.repeat(offsets[:-1], sizes)]
@@ -125,6 +129,12 @@ def distinct(values: np.ndarray) -> np.ndarray:
     return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 
 
+def _folded(texts: pl.Series) -> pl.Series:
+    # Lower case first, some letters are one with their mark in lower case only (ẗ); and after, NFKC may give capitals.
+    lower = texts.str.replace_all(r"\p{Cf}+", "").str.to_lowercase()
+    return lower.str.normalize("NFKC").str.to_lowercase().str.replace_all(_UNSPACED, " $1 ")
+
+
 def _joined(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Blocks of (flat, offsets) as one."""
     flat, sizes = [np.zeros(0, np.uint64)], [np.zeros(1, np.int64)]
@@ -135,7 +145,7 @@ def _joined(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
 
 
 def _blocks(texts: pl.Series, key: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Hashes of words, and offsets, of about `_BLOCK_BYTES` of text at a time."""
+    """Hashes of the words of plain texts, and offsets, of about `_BLOCK_BYTES` of text at a time."""
     data, ends = _utf8(texts)
     for start, stop in _block_bounds(ends):
         yield _words(data[ends[start] : ends[stop]], ends[start : stop + 1] - ends[start], key)
@@ -151,8 +161,8 @@ def _block_bounds(ends: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _utf8(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """The plain texts in UTF-8, end to end, and the offsets of the texts."""
-    array = _plain(texts).to_arrow(compat_level=pl.CompatLevel.oldest())
+    """Texts in UTF-8, end to end, and their offsets."""
+    array = texts.to_arrow(compat_level=pl.CompatLevel.oldest())
     offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
     data = np.frombuffer(array.buffers()[2] or b"", np.uint8)
     return data[offsets[0] : offsets[-1]], offsets - offsets[0]
@@ -180,15 +190,12 @@ def _words(text: np.ndarray, ends: np.ndarray, key: int) -> tuple[np.ndarray, np
 def _runs(data: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where words start and stop; texts lie end to end, and no word reaches over the end of one."""
     size = len(data) - 8
-    inside = data[: size + 1] != 0
-    before = np.empty(size + 1, bool)
-    before[0] = False
-    before[1:] = inside[:size]
-    goes_on = inside.copy()
-    goes_on[ends] = False
-    stops = np.flatnonzero(before & ~goes_on)
-    before[ends] = False
-    return np.flatnonzero(inside & ~before), stops
+    inside = np.zeros(size + 2, bool)
+    np.not_equal(data[:size], 0, out=inside[1:-1])
+    edges = np.flatnonzero(inside[1:] != inside[:-1])
+    starts, stops = edges[::2], edges[1::2]
+    over = distinct(ends[inside[ends] & inside[ends + 1]])
+    return np.insert(starts, np.searchsorted(starts, over), over), np.insert(stops, np.searchsorted(stops, over), over)
 
 
 def _spelled(data: np.ndarray, starts: np.ndarray, lengths: np.ndarray, at: int) -> np.ndarray:

@@ -189,8 +189,8 @@ def test_pieces_give_the_counts_and_the_ids_of_the_tokenizer(in_pieces, texts):
 
 def test_a_piece_is_tokenised_once(in_pieces, monkeypatch):
     _, counter = in_pieces
-    encode, asked = counter._encode, []
-    monkeypatch.setattr(counter, "_encode", lambda texts: asked.extend(texts) or encode(texts))
+    tokenise, asked = counter._tokenise, []
+    monkeypatch.setattr(counter, "_tokenise", lambda texts: asked.extend(texts) or tokenise(texts))
     texts = pl.Series(["walk walked walking walk", "walk walk"])
     assert (counter(texts) == counter(texts)).all()
     assert len(asked) == len(set(asked)) > 0
