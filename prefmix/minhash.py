@@ -175,8 +175,12 @@ class Index:
         agree = [(self.signatures[left[at]] == self.signatures[right[at]]).sum(axis=1) for at in chunks]
         places = np.flatnonzero(np.concatenate([np.zeros(0), *agree]) >= least)
         self.verified += len(places)
-        parts = [places[at : at + _BLOCK_PAIRS] for at in range(0, len(places), _BLOCK_PAIRS)]
-        jaccard = np.concatenate([np.zeros(0), *(self._jaccard(left[part], right[part]) for part in parts)])
+        threads = pl.thread_pool_size()
+        size = min(max(-(-len(places) // threads), _COMPARED_PAIRS), _BLOCK_PAIRS)
+        parts = [places[at : at + size] for at in range(0, len(places), size)]
+        with ThreadPoolExecutor(threads) as pool:
+            found = pool.map(self._jaccard, (left[part] for part in parts), (right[part] for part in parts))
+        jaccard = np.concatenate([np.zeros(0), *found])
         near = jaccard >= self.threshold
         return pl.DataFrame({"other": others[places][near], "text": texts[places][near], "jaccard": jaccard[near]})
 
