@@ -116,8 +116,11 @@ def _read(data: Sequence[str], columns: Sequence[str], store: str | Path | None)
             yield "sft", _plain_rows(path, columns, root)
     else:
         for name, origin in _origins(data, root, store).items():
-            _check_columns(origin, root)
-            source = sources.resolve(name, recipe.Source.model_validate(origin), root)
+            try:
+                source = sources.resolve(name, recipe.Source.model_validate(origin), root)
+            except SourceError:
+                _check_columns(origin, root)
+                raise
             yield source.kind, source.read(seed=0)
 
 

@@ -75,11 +75,13 @@ def drop(rows: Mapping[Kind, pl.DataFrame], found: pl.DataFrame) -> dict[Kind, p
 def report(found: pl.DataFrame, index: Index) -> dict[str, dict[str, Any]]:
     """By benchmark, also those of which nothing was found: the `contamination` part of a mixture's manifest.
 
-        {"gsm8k": {"items": 1319, "sought": 1319, "touched": 9, "rows": 12, "dropped": 11, "rules": {"ngram": 12, "containment": 11},
-                   "sources": {"orca": 12}, "worst": [{"item": "main/test:17", "rows": 3, "text": "..."}]}}
+        {"gsm8k": {"items": 1319, "sought": 1319, "touched": 9, "rows": 12, "dropped": 11,
+                   "rules": {"ngram": 12, "containment": 11}, "sources": {"orca": 12},
+                   "worst": [{"item": "main/test:17", "rows": 3, "text": "..."}]}}
 
-    `sought` counts the items that have a text long enough to be looked for, `touched` those of which one was found, `rows` the rows that hold one, `dropped` those of them for
-    which this benchmark was the best evidence; `rules` and `sources` count rows; `worst` are the items in most rows.
+    `sought` counts the items that have a text long enough to be looked for, `touched` those of which one was found,
+    `rows` the rows that hold one, `dropped` those of them for which this benchmark was the best evidence; `rules` and
+    `sources` count rows; `worst` are the items in most rows.
     """
     row = pl.struct("kind", "place")
     dropped = dict(_best(found).group_by("benchmark").len().rows())

@@ -1,4 +1,4 @@
-"""Near-duplicate texts: MinHash proposes pairs, the shingles themselves decide.
+"""Near-duplicate texts: MinHash proposes pairs, their sets of shingles decide.
 
 1. Signatures: `permutations` minima of affine hashes of the shingles (datasketch's scheme "affine32").
 2. Bands: two texts that agree in all rows of a band share a bucket. A band has as many rows as the wanted recall allows.
@@ -20,7 +20,7 @@ from math import sqrt
 import numpy as np
 import polars as pl
 
-from prefmix.shingles import Unit, distinct, plain, shingles, slices
+from prefmix.shingles import Unit, distinct, plain, ranges, shingles, slices
 
 #: Of one bucket (it has one in every band) a text is compared with at most this many texts that stay, or as many as make
 #: `MOST_PAIRS` comparisons in the bucket if that is more: all of them, in a bucket of five hundred texts.
@@ -49,8 +49,8 @@ def near_duplicates(
 
     A row for each text to drop: `row, kept, jaccard, cluster` (uint32, uint32, float64, uint32). `kept` is the first
     text that stays with a Jaccard similarity, over the sets of distinct shingles, of at least `threshold`; `cluster` is
-    the first text of all those that pairs of a dropped text and an earlier kept one connect. `recall` is the chance that a pair just at the threshold is
-    compared at all. A text without a word is near no other.
+    the first text of all those that pairs of a dropped text and an earlier kept one connect. `recall` is the chance that
+    a pair just at the threshold is compared at all. A text without a word is near no other.
     """
     return Index(texts, threshold, shingle, unit, permutations, recall).duplicates()
 
@@ -187,8 +187,8 @@ class Index:
     def _jaccard(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """float64: Jaccard similarity of each pair of texts, over the sets of their shingles.
 
-        Shingles are equal when 54 bits of their keyed hashes are: for two texts of 200 words, once in 10**12 pairs of
-        texts two different ones are taken for the same, whatever is in the texts.
+        Shingles are taken for equal when 54 bits of their keyed hashes are: of texts of 200 words, one pair in 10**12 has
+        two different ones of which that is true by chance.
         """
         texts, places = np.unique(np.concatenate([left, right]), return_inverse=True)
         hashes, offsets = _distinct(
@@ -205,7 +205,7 @@ class Index:
             stop = min(max(stop, start + 1), start + _COMPARED_PAIRS)
             both = np.concatenate([one[start:stop], other[start:stop]])
             pair = np.tile(np.arange(stop - start, dtype=np.uint64), 2)
-            found = hashes[_ranges(offsets[both], sizes[both])]
+            found = hashes[ranges(offsets[both], sizes[both])]
             found |= np.repeat(pair << np.uint64(_COMPARED_BITS), sizes[both])
             found.sort()
             twice = found[1:][found[1:] == found[:-1]] >> np.uint64(_COMPARED_BITS)
@@ -294,7 +294,7 @@ class Index:
     def memberships(self, sharing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(text, bucket) of each membership of some of the `sharing` texts (by number, ascending), by bucket, then text."""
         sizes = self.first[sharing + 1] - self.first[sharing]
-        bucket = self.bucket[_ranges(self.first[sharing], sizes)]
+        bucket = self.bucket[ranges(self.first[sharing], sizes)]
         order = np.argsort(bucket, kind="stable")
         return np.repeat(sharing, sizes)[order], bucket[order]
 
@@ -320,7 +320,7 @@ class _Kept:
         """Each text with the kept ones of its buckets that are earlier, but not before `first`: (kept, text)."""
         text, bucket = self.index.memberships(texts)
         sizes = self.filled[bucket]
-        kept, text = self.texts[_ranges(self.start[bucket], sizes)], np.repeat(text, sizes)
+        kept, text = self.texts[ranges(self.start[bucket], sizes)], np.repeat(text, sizes)
         wanted = (kept >= first) & (kept < text)
         return _unique(kept[wanted], text[wanted])
 
@@ -329,7 +329,7 @@ class _Kept:
         text, bucket = self._with_room(texts)
         earlier = _number_in_run(bucket)
         first = np.arange(len(text)) - earlier
-        return _unique(text[_ranges(first, earlier)], np.repeat(text, earlier))
+        return _unique(text[ranges(first, earlier)], np.repeat(text, earlier))
 
     def fitting(self, texts: np.ndarray) -> int:
         """How many of the texts, from the first one, have few enough inner pairs to be compared at once."""
@@ -362,12 +362,6 @@ def _distinct(hashes: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.n
         sizes.append(np.bincount((packed >> bits).astype(np.int64), minlength=len(ends) - 1))
         flat.append(packed & np.uint64((1 << _COMPARED_BITS) - 1))
     return np.concatenate(flat), np.cumsum(np.concatenate(sizes))
-
-
-def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """start, start + 1, ... of each of the ranges, one after the other."""
-    ends = np.cumsum(sizes)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
 
 
 def _number_in_run(values: np.ndarray) -> np.ndarray:

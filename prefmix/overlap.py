@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import polars as pl
 
-from prefmix.shingles import distinct, ngrams, normalise, slices, words
+from prefmix.shingles import distinct, ngrams, normalise, ranges, slices, words
 
 COVERAGE = 1 / 3
 NEARLY_ALL = 0.8
@@ -115,7 +115,7 @@ class Index:
         """(text, place in it, hash) of every run of n words of some of the texts."""
         grams, offsets = ngrams(self._words, self._offsets, n, whole=False)
         sizes = np.diff(offsets)[texts]
-        where = _ranges(offsets[texts], sizes)
+        where = ranges(offsets[texts], sizes)
         return np.repeat(texts, sizes), where - np.repeat(offsets[texts], sizes), grams[where]
 
     def _search(self, texts: pl.Series, first: int) -> pl.DataFrame:
@@ -142,7 +142,7 @@ class Index:
         found = []
         for size, wholes in self._wholes.items():
             fits = np.flatnonzero(word + size <= offsets[row + 1])
-            candidates = hashes[_ranges(word[fits], np.full(len(fits), size))]
+            candidates = hashes[ranges(word[fits], np.full(len(fits), size))]
             grams, _ = ngrams(candidates, np.arange(len(fits) + 1) * size, size, whole=False)
             hit, text, _ = wholes.expanded(_numbers(wholes.grams, grams))
             places = zip(row[fits[hit]].tolist(), at[fits[hit]].tolist(), text.tolist(), strict=True)
@@ -162,7 +162,7 @@ class Index:
         # Runs that overlap are hashed as one stretch of words; in another row a run starts n words later at least.
         stretch = np.flatnonzero(np.diff(word, prepend=-2) != 1)
         sizes = np.diff(np.append(stretch, len(word))) + n - 1
-        grams, _ = ngrams(hashes[_ranges(word[stretch], sizes)], np.append(0, np.cumsum(sizes)), n, whole=False)
+        grams, _ = ngrams(hashes[ranges(word[stretch], sizes)], np.append(0, np.cumsum(sizes)), n, whole=False)
         number = _numbers(self._runs.grams, grams)
         known = number >= 0
         there = distinct(row[known] << 32 | number[known])
@@ -205,7 +205,7 @@ class Index:
         enough = (votes + common) / np.maximum(sizes, fewest) >= CONTAINMENT  # there may be as much as that
         tried = enough & (votes / (sizes - common) >= COVERAGE)
         row, text, sizes = row[tried], text[tried], sizes[tried]
-        own = np.repeat(row, sizes) << 32 | self._owned[_ranges(self._of_text[text], sizes)]
+        own = np.repeat(row, sizes) << 32 | self._owned[ranges(self._of_text[text], sizes)]
         there = present[np.minimum(np.searchsorted(present, own), len(present) - 1)] == own
         found = np.bincount(np.repeat(np.arange(len(text)), sizes)[there], minlength=len(text))
         frame = pl.DataFrame(
@@ -234,7 +234,7 @@ class _Postings:
         few = np.flatnonzero(numbers >= 0)
         few = few[self.texts[numbers[few]] <= _MOST_TEXTS]
         first, sizes = self.first[numbers[few]], np.diff(self.first)[numbers[few]]
-        where = _ranges(first, sizes)
+        where = ranges(first, sizes)
         return np.repeat(few, sizes), self.text[where], self.at[where]
 
     def by_text(self, texts: int) -> tuple[np.ndarray, np.ndarray]:
@@ -281,12 +281,6 @@ def _covered(pair: np.ndarray, start: np.ndarray, n: int, pairs: int) -> np.ndar
 def _changes(values: np.ndarray) -> np.ndarray:
     """Which values are others than the one before."""
     return np.append(True, values[1:] != values[:-1])[: len(values)]
-
-
-def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """start, start + 1, ... of each of the ranges, one after the other."""
-    ends = np.cumsum(sizes)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
 
 
 def _sentences(texts: pl.Series, places: Iterable[tuple[int, int, int]], size: int) -> Iterator[tuple[int, int, int]]:

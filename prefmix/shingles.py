@@ -129,6 +129,12 @@ def distinct(values: np.ndarray) -> np.ndarray:
     return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
 
 
+def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """start, start + 1, ... of each of the ranges, one after the other."""
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - sizes), sizes)
+
+
 def _folded(texts: pl.Series) -> pl.Series:
     # Lower case first, some letters are one with their mark in lower case only (ẗ); and after, NFKC may give capitals.
     lower = texts.str.replace_all(r"\p{Cf}+", "").str.to_lowercase()
