@@ -20,7 +20,7 @@ from math import sqrt
 import numpy as np
 import polars as pl
 
-from prefmix.shingles import Unit, distinct, plain, ranges, shingles, slices
+from prefmix.shingles import Unit, changes, distinct, plain, ranges, shingles, slices
 
 #: Of one bucket (it has one in every band) a text is compared with at most this many texts that stay, or as many as make
 #: `MOST_PAIRS` comparisons in the bucket if that is more: all of them, in a bucket of five hundred texts.
@@ -366,8 +366,7 @@ def _distinct(hashes: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _number_in_run(values: np.ndarray) -> np.ndarray:
     """0, 1, 2 ... in each run of equal values."""
-    new = np.append(True, values[1:] != values[:-1])[: len(values)]
-    firsts = np.flatnonzero(new)
+    firsts = np.flatnonzero(changes(values))
     return np.arange(len(values)) - np.repeat(firsts, np.diff(np.append(firsts, len(values))))
 
 

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import polars as pl
 
-from prefmix.shingles import distinct, ngrams, normalise, ranges, slices, words
+from prefmix.shingles import changes, distinct, ngrams, normalise, ranges, slices, words
 
 COVERAGE = 1 / 3
 NEARLY_ALL = 0.8
@@ -170,13 +170,13 @@ class Index:
         row, rare = there[hit] >> 32, self._runs.texts[there[hit] & _LOW] <= COMMON
         order = np.lexsort((start, text, row))
         row, text, start, rare = row[order], text[order], start[order], rare[order]
-        new = _changes(row) | _changes(text)
+        new = changes(row) | changes(text)
         pair, size = np.cumsum(new) - 1, self.sizes[text[new]]
         coverage = _covered(pair, start, n, len(size)) / size
         rarely = _covered(pair[rare], start[rare], n, len(size)) / size
         begin = np.flatnonzero(new | (np.diff(start, prepend=-2) != 1))
         length = np.diff(np.append(begin, len(start))) + n - 1
-        longest = np.lexsort((-length, pair[begin]))[_changes(pair[begin])]
+        longest = np.lexsort((-length, pair[begin]))[changes(pair[begin])]
         found = pl.DataFrame(
             {
                 "row": row[new],
@@ -198,7 +198,7 @@ class Index:
         hit, text, _ = self._shingles.expanded(shingle[wanted])
         votes = distinct(wanted[hit] << 32 | text)  # a text may have a shingle in several places
         pairs = np.sort(row[votes >> 32] << 32 | (votes & _LOW))
-        first = np.flatnonzero(_changes(pairs))
+        first = np.flatnonzero(changes(pairs))
         votes = np.diff(np.append(first, len(pairs)))
         row, text = pairs[first] >> 32, pairs[first] & _LOW
         sizes, common = np.diff(self._of_text)[text], self._common[text]
@@ -220,14 +220,14 @@ class _Postings:
     def __init__(self, text: np.ndarray, at: np.ndarray, gram: np.ndarray) -> None:
         """`text`, ascending, and the place `at` in it of every gram."""
         order = np.argsort(gram)
-        number = np.cumsum(_changes(gram[order])) - 1
+        number = np.cumsum(changes(gram[order])) - 1
         # Equal grams in the order of the texts: sorting twice, and not stably, takes half the time.
         order = np.sort(number << 32 | order) & _LOW
-        new = _changes(number)
+        new = changes(number)
         self.text, self.at, self.grams = text[order], at[order], gram[order[new]]
         self.first = np.append(np.flatnonzero(new), len(number))
         #: In how many texts each gram is.
-        self.texts = np.bincount(number[new | _changes(self.text)], minlength=len(self.grams))
+        self.texts = np.bincount(number[new | changes(self.text)], minlength=len(self.grams))
 
     def expanded(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(place in `numbers`, text, place in the text) for each place of each gram that is not in too many texts."""
@@ -274,13 +274,8 @@ def _numbers(known: np.ndarray, grams: np.ndarray) -> np.ndarray:
 
 def _covered(pair: np.ndarray, start: np.ndarray, n: int, pairs: int) -> np.ndarray:
     """How many words the runs of n words cover in each of the pairs, given in order, and in each by ascending starts."""
-    fresh = np.where(_changes(pair), n, np.minimum(np.diff(start, prepend=0), n))
+    fresh = np.where(changes(pair), n, np.minimum(np.diff(start, prepend=0), n))
     return np.bincount(pair, fresh, minlength=pairs)
-
-
-def _changes(values: np.ndarray) -> np.ndarray:
-    """Which values are others than the one before."""
-    return np.append(True, values[1:] != values[:-1])[: len(values)]
 
 
 def _sentences(texts: pl.Series, places: Iterable[tuple[int, int, int]], size: int) -> Iterator[tuple[int, int, int]]:

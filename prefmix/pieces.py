@@ -21,6 +21,8 @@ import polars as pl
 import pyarrow as pa
 from tokenizers import Tokenizer
 
+from prefmix.schema import utf8
+
 Tokenise = Callable[[list[str]], Sequence[Sized]]
 
 _BLOCK_BYTES = 1 << 16  # with what is made of it, so much text stays in the cache of a core
@@ -90,9 +92,7 @@ class PieceCounter:
     def _cut(self, texts: pl.Series) -> tuple[pl.Series, np.ndarray]:
         """The pieces of all texts, and the number of pieces up to the end of each text."""
         spelled = texts.alias("text").to_frame().select(self._spelled).to_series()
-        array = spelled.to_arrow(compat_level=pl.CompatLevel.oldest())
-        ends = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
-        data = np.frombuffer(array.buffers()[2] or b"", np.uint8)
+        data, ends = utf8(spelled)
         cuts = np.zeros(len(data) + 1, bool)
         for start in range(1, len(data), _BLOCK_BYTES):
             stop = min(start + _BLOCK_BYTES, len(data))
@@ -100,7 +100,7 @@ class PieceCounter:
             np.take(self._parts, pairs, out=cuts[start:stop], mode="clip")
         cuts[ends] = True
         places = np.flatnonzero(cuts)
-        pieces = pa.LargeStringArray.from_buffers(len(places) - 1, pa.py_buffer(places), array.buffers()[2])
+        pieces = pa.LargeStringArray.from_buffers(len(places) - 1, pa.py_buffer(places), pa.py_buffer(data))
         return pl.Series(pieces), np.searchsorted(places, ends[1:])
 
 

@@ -106,20 +106,27 @@ def with_ids(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     digests = []
     for start in range(0, whole.height, _CHUNK_ROWS):
         texts = whole.slice(start, _CHUNK_ROWS).select(encoding.alias("encoding")).to_series()
-        digests.extend(blake2b(text, digest_size=16).digest() for text in _utf8(texts))
+        digests.extend(blake2b(text, digest_size=16).digest() for text in _each(texts))
     if lacks.any():
         raw = rows.filter(lacks).select(
             pl.col("raw").fill_null("") if "raw" in rows.columns else pl.lit("").alias("raw")
         )
-        digests.extend(blake2b(text, digest_size=16).digest() for text in _utf8(raw.to_series()))
+        digests.extend(blake2b(text, digest_size=16).digest() for text in _each(raw.to_series()))
     ids = pl.Series("id", digests, dtype=pl.Binary).bin.encode("hex")
     places = pl.concat([(~lacks).arg_true(), lacks.arg_true()])
     return rows.drop("raw", strict=False).with_columns(ids.gather(places.arg_sort()))
 
 
-def _utf8(texts: pl.Series) -> Iterator[memoryview]:
-    """The UTF-8 bytes of each string, without making Python strings."""
+def utf8(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """The UTF-8 of all strings, end to end (uint8), and where each begins (int64, one more at the end)."""
     array = texts.to_arrow(compat_level=pl.CompatLevel.oldest())
-    offsets = np.frombuffer(array.buffers()[1], dtype=np.int64)[array.offset : array.offset + len(array) + 1].tolist()
-    data = memoryview(array.buffers()[2] or b"")
-    return (data[start:end] for start, end in itertools.pairwise(offsets))
+    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
+    data = np.frombuffer(array.buffers()[2] or b"", np.uint8)
+    return data[offsets[0] : offsets[-1]], offsets - offsets[0]
+
+
+def _each(texts: pl.Series) -> Iterator[memoryview]:
+    """The UTF-8 bytes of each string, without making Python strings."""
+    data, offsets = utf8(texts)
+    view = data.data
+    return (view[start:end] for start, end in itertools.pairwise(offsets.tolist()))

@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from prefmix.schema import utf8
+
 Unit = Literal["word", "char"]
 
 #: Texts are worked on in slices of about this many bytes, so that memory does not grow with their number.
@@ -126,7 +128,12 @@ def ngrams(hashes: np.ndarray, offsets: np.ndarray, n: int, whole: bool = True) 
 def distinct(values: np.ndarray) -> np.ndarray:
     """The distinct values, ascending. `numpy.unique` (2.3) does it with a hash table, a hundred times as slowly."""
     ordered = np.sort(values)
-    return ordered[np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]]
+    return ordered[changes(ordered)]
+
+
+def changes(values: np.ndarray) -> np.ndarray:
+    """bool: which values are others than the one before."""
+    return np.append(True, values[1:] != values[:-1])[: len(values)]
 
 
 def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -152,7 +159,7 @@ def _joined(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray
 
 def _blocks(texts: pl.Series, key: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Hashes of the words of plain texts, and offsets, of about `_BLOCK_BYTES` of text at a time."""
-    data, ends = _utf8(texts)
+    data, ends = utf8(texts)
     for start, stop in _block_bounds(ends):
         yield _words(data[ends[start] : ends[stop]], ends[start : stop + 1] - ends[start], key)
 
@@ -164,14 +171,6 @@ def _block_bounds(ends: np.ndarray) -> Iterator[tuple[int, int]]:
         stop = max(start + 1, int(np.searchsorted(ends, ends[start] + _BLOCK_BYTES, side="right")) - 1)
         yield start, stop
         start = stop
-
-
-def _utf8(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Texts in UTF-8, end to end, and their offsets."""
-    array = texts.to_arrow(compat_level=pl.CompatLevel.oldest())
-    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
-    data = np.frombuffer(array.buffers()[2] or b"", np.uint8)
-    return data[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 def _words(text: np.ndarray, ends: np.ndarray, key: int) -> tuple[np.ndarray, np.ndarray]:
