@@ -7,6 +7,7 @@ PrefmixError                1   an expected failure: says what, where and what t
 ├── HubError                1   the Hub refused, is out of reach, or has no such repository or revision
 ├── BuildError              1   the rows do not allow what the recipe asks for
 ├── MixtureError            1   no such mixture, or one that fails verification
+├── TrainError              1   a base, a tokenizer, a run folder or a machine that training cannot go on with
 └── GateError               3   a quality gate was set and not passed
 """
 
@@ -72,6 +73,10 @@ class BuildError(PrefmixError):
 
 class MixtureError(PrefmixError):
     """A mixture that does not exist, or does not pass verification."""
+
+
+class TrainError(PrefmixError):
+    """A base model, a tokenizer, a run folder or a machine that training cannot go on with."""
 
 
 class GateError(PrefmixError):

@@ -33,7 +33,7 @@ FLOORS = [
     },
     {"mixture"},
     {"plan", "manifest", "store"},
-    {"build", "inspect", "starter", "contamination"},
+    {"build", "inspect", "starter", "contamination", "train", "publish"},
     {"cli", "__init__", "__main__"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
