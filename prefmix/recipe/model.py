@@ -274,7 +274,9 @@ class Lora(Keys):
 
     r: Positive = Field(64, description="Rank.")
     alpha: float = Field(64.0, gt=0, description="Scale: the update is multiplied by alpha / r.")
-    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the adapter's input.")
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="Dropout on the adapter's input in sft stages; dpo runs without, as in TRL."
+    )
     target: Text | Annotated[list[Text], Field(min_length=1)] = Field(
         "all-linear", description='Modules that get an adapter: "all-linear" or a list of names.'
     )
@@ -359,7 +361,17 @@ class Train(Keys):
     base_revision: Text = Field("main", description="Branch, tag or commit of the base model on the Hub.")
     output: Text = Field("runs", description="Folder for the runs, relative to the current directory.")
     quantization: Literal["nf4", "none"] = Field("nf4", description="Base weights in 4 bits (qLoRA) or as they are.")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="What is computed in. auto: bfloat16 on a GPU, float32 on a CPU."
+    )
+    adapter: Literal["lora", "none"] = Field("lora", description='"none" trains all weights; not with nf4.')
     lora: Lora = Field(Lora(), description="The adapter.")
+    add_tokens: bool = Field(
+        False, description="Add ChatML's tokens to a base that lacks them; their embeddings are trained and saved."
+    )
+    gradient_checkpointing: Literal["auto"] | bool = Field(
+        "auto", description="Compute activations again instead of keeping them. auto: when memory asks for it."
+    )
     eos: Eos = Field(Eos(), description="The gate on ending a turn.")
     stages: Annotated[list[AnyStage], Field(min_length=1)] = Field(description="Training stages, in order.")
 

@@ -1,0 +1,238 @@
+"""What both trainers do in another way than Trainer: a batch is an optimiser step, laid out in micro-batches of tokens.
+
+Trainer sees one batch a step, which is the step's number. The rows of the step (steps.py) are shared out over the
+processes and split by length into micro-batches of at most `token_budget` tokens; each micro-batch's loss is weighted with
+its share of the step, so that the step is the mean over its rows (dpo) or its answer tokens (sft), however it was split.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torch.utils.data import DataLoader
+
+from prefmix.errors import TrainError
+from prefmix.train.steps import Steps, best_fit, by_budget, share_of
+
+#: Adds measurements of the model to an evaluation: names and values.
+Measure = Callable[[torch.nn.Module, int], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Tokenised rows and what the loop must know of each: int64 [rows] arrays.
+
+    `lengths` is the longest sequence of a row, `whole` the tokens of all its sequences, `packed` those of its row in a pack,
+    `answers` those that its likelihood is taken over. `extra` are columns beside the table.
+    """
+
+    table: datasets.Dataset
+    lengths: np.ndarray
+    whole: np.ndarray
+    packed: np.ndarray
+    answers: np.ndarray
+    extra: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self, numbers: np.ndarray) -> list[dict[str, Any]]:
+        """The rows as the trainers' collators want them."""
+        columns = self.table[numbers.tolist()]
+        columns |= {name: values[numbers].tolist() for name, values in self.extra.items()}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def pairs(table: datasets.Dataset, extra: Mapping[str, np.ndarray] | None = None) -> RowSet:
+    """Rows with `prompt_ids, chosen_ids, rejected_ids`."""
+    prompt, chosen, rejected = (_lengths(table, f"{part}_ids") for part in ("prompt", "chosen", "rejected"))
+    longest = prompt + np.maximum(chosen, rejected)
+    return RowSet(table, longest, 2 * prompt + chosen + rejected, prompt + chosen + rejected, chosen, extra or {})
+
+
+def conversations(table: datasets.Dataset) -> RowSet:
+    """Rows with `input_ids, labels`."""
+    lengths = _lengths(table, "input_ids")
+    labels = table.data.column("labels").combine_chunks()
+    answered = pc.not_equal(labels.flatten(), -100).to_numpy(zero_copy_only=False)
+    ends = np.append(0, np.cumsum(answered))[np.append(0, np.cumsum(lengths))]
+    return RowSet(table, lengths, lengths, lengths, np.diff(ends), {})
+
+
+def _lengths(table: datasets.Dataset, column: str) -> np.ndarray:
+    return pc.list_value_length(table.data.column(column)).to_numpy().astype(np.int64)
+
+
+class StepLoop:
+    """Goes before TRL's trainer in the bases of ours, which defines `sequences` and `micro_loss`."""
+
+    #: Sequences that a row takes in a micro-batch.
+    sequences = 1
+
+    def __init__(
+        self,
+        *,
+        train_rows: RowSet,
+        eval_rows: RowSet | None,
+        steps: Steps,
+        token_budget: int,
+        packs: bool = False,
+        may_shrink: bool = False,
+        measure: Measure | None = None,
+        **settings: Any,
+    ) -> None:
+        self.rows = {"train": train_rows, "eval": eval_rows}
+        self.steps = steps
+        self.token_budget = token_budget
+        self.packs = packs
+        self.may_shrink = may_shrink
+        self.measure = measure
+        self.pairs_seen = self.tokens_seen = 0
+        self._since = time.perf_counter()
+        tables = {"train_dataset": train_rows.table, "eval_dataset": eval_rows.table if eval_rows else None}
+        super().__init__(**tables, **settings)
+
+    def micro_batches(self, rows: RowSet, numbers: np.ndarray) -> list[np.ndarray]:
+        """How some rows are parted: int64 positions into `numbers`."""
+        if self.packs:
+            return best_fit(rows.packed[numbers], self.token_budget)
+        return by_budget(rows.lengths[numbers], self.token_budget, self.sequences)
+
+    def micro_loss(self, model: torch.nn.Module, batch: list[dict[str, Any]], rows: float, tokens: float) -> Any:
+        """The loss of a micro-batch, weighted with its share of the step: of the rows, and of the answer tokens."""
+        raise NotImplementedError
+
+    def get_train_dataloader(self) -> DataLoader:
+        return DataLoader(range(len(self.steps)), batch_size=1, collate_fn=lambda numbers: numbers[0])
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
+        return [next(epoch_iterator) for _ in range(num_batches)], None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # counted by run.py, from the tokens
+
+    def training_step(self, model: torch.nn.Module, inputs: int, num_items_in_batch: Any = None) -> torch.Tensor:
+        model.train()
+        numbers = self.steps.rows(inputs)
+        while True:
+            try:
+                return self._over(model, "train", numbers, self.accelerator.backward)
+            except torch.OutOfMemoryError as error:
+                model.zero_grad()
+                torch.cuda.empty_cache()
+                longest = int(self.rows["train"].lengths[numbers].max()) * self.sequences
+                if not self.may_shrink or self.token_budget <= longest or self.accelerator.num_processes > 1:
+                    raise TrainError(_out_of_memory(self.token_budget, longest)) from error
+                self.token_budget = max(longest, self.token_budget // 2)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
+        """Loss and metrics over the held-out rows, and what `measure` adds, as `eval_<name>`."""
+        was_training = self.model.training
+        self.model.eval()
+        totals: dict[str, float] = defaultdict(float)
+        held_out = self.rows["eval"]
+        with torch.no_grad():
+            for start in range(0, len(held_out), self.steps.batch_size):
+                numbers = np.arange(start, min(start + self.steps.batch_size, len(held_out)))
+                share = len(numbers) / len(held_out)
+                loss = self._over(self.model, "eval", numbers, None)
+                means = {name: values.pop() for name, values in self._metrics["eval"].items()}
+                means["loss"] = self.accelerator.reduce(loss, "mean").item()
+                for name, value in means.items():
+                    totals[name] += share * value
+        self._metrics["eval"].clear()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in totals.items()}
+        if self.measure:
+            measured = self.measure(self.accelerator.unwrap_model(self.model), self.state.global_step)
+            metrics |= {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.model.train(was_training)
+        self._since = time.perf_counter()
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # a training step: speed of the step just done, over all processes
+            now = time.perf_counter()
+            pairs, tokens = self._step_size
+            logs |= {"rows_per_s": pairs / (now - self._since), "tokens_per_s": tokens / (now - self._since)}
+            self._since = now
+        super().log(logs, start_time)
+
+    def _over(
+        self, model: torch.nn.Module, mode: str, numbers: np.ndarray, backward: Callable[[Any], None] | None
+    ) -> torch.Tensor:
+        """The loss of a step over this process's rows, times the number of processes (their mean is the step's loss);
+        the step's metrics go to `_metrics`."""
+        rows, world = self.rows[mode], self.accelerator.num_processes
+        mine = numbers[share_of(rows.lengths[numbers], self.accelerator.process_index, world)]
+        idle = len(mine) == 0  # fewer rows than processes: one row at no weight, so that all take part
+        mine = numbers[:1] if idle else mine
+        all_answers = max(1, int(rows.answers[numbers].sum()))
+        micros = self.micro_batches(rows, mine)
+        total = torch.zeros((), device=self.accelerator.device)
+        tally: dict[str, float] = defaultdict(float)
+        for place, micro in enumerate(micros, start=1):
+            chosen = mine[micro]
+            share = 0.0 if idle else len(chosen) * world / len(numbers)
+            token_share = 0.0 if idle else int(rows.answers[chosen].sum()) * world / all_answers
+            waits = backward is not None and world > 1 and place < len(micros)
+            with self.accelerator.no_sync(model) if waits else nullcontext(), self._own_metrics(mode) as metrics:
+                loss = self.micro_loss(model, rows.rows(chosen), share, token_share)
+                if backward is not None:
+                    if not torch.isfinite(loss):
+                        raise TrainError(self._not_finite(loss, chosen))
+                    backward(loss)
+            total += loss.detach()
+            for name, values in metrics.items():
+                tally[name] += share * values[-1]
+        self._record(mode, tally, len(numbers), int(rows.whole[numbers].sum()))
+        return total
+
+    @contextmanager
+    def _own_metrics(self, mode: str) -> Generator[Mapping[str, list[float]]]:
+        """TRL's metrics of one micro-batch, of this process alone: it gathers them inside the loss, which would wait for
+        processes that have another number of micro-batches."""
+        kept, self._metrics[mode] = self._metrics[mode], defaultdict(list)
+        accelerator = self.accelerator
+        accelerator.gather = accelerator.gather_for_metrics = lambda value: value
+        try:
+            yield self._metrics[mode]
+        finally:
+            del accelerator.gather, accelerator.gather_for_metrics
+            self._metrics[mode] = kept
+
+    def _record(self, mode: str, tally: Mapping[str, float], rows: int, tokens: int) -> None:
+        names = sorted(tally.keys() - {"num_tokens"})
+        means = torch.tensor([tally[name] for name in names], dtype=torch.float64, device="cpu")
+        if self.accelerator.num_processes > 1:
+            means = self.accelerator.reduce(means.float().to(self.accelerator.device), "mean").cpu()
+        for name, value in zip(names, means.tolist(), strict=True):
+            self._metrics[mode][name].append(value)
+        if mode == "train":
+            self._step_size = rows, tokens
+            self.pairs_seen += rows
+            self.tokens_seen += tokens
+
+    def _not_finite(self, loss: torch.Tensor, rows: np.ndarray) -> str:
+        ids: Sequence[str] = self.rows["train"].table[rows.tolist()]["id"]
+        return (
+            f"The loss is {loss.item()} in step {self.state.global_step + 1}, in a micro-batch of these rows: "
+            f"{', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}. Read them with `prefmix show`; a lower "
+            f"learning_rate or a longer warmup is the usual cure."
+        )
+
+
+def _out_of_memory(budget: int, longest: int) -> str:
+    smaller = max(longest, budget // 2)
+    shorter = f"lower token_budget to {smaller}" if smaller < budget else "lower max_length"
+    return f"Out of memory with {budget} tokens a micro-batch: {shorter}, or set gradient_checkpointing = true."

@@ -1,0 +1,104 @@
+"""What a stage leaves in its folder beside the adapter: run.json, eos.json and metrics.jsonl.
+
+run.json is written when the stage starts, with `finished` null, and again when it ends; a stage that has no finished one
+can be resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from hashlib import file_digest, sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefmix.errors import TrainError
+
+#: Settings that change speed, memory or what is looked at, never the weights: a run may be resumed with others.
+FREE = frozenset({"token_budget", "eval_every", "checkpoint_every", "if_needed", "gradient_checkpointing", "eos"})
+
+#: Dense bf16 TFLOP/s by a part of the GPU's name: what a large matrix product reached on an H200, and the makers' figures
+#: for the rest.
+PEAK_TFLOPS = {"H200": 790, "H100": 790, "A100": 312, "L40S": 362, "4090": 165, "B200": 2250}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    names = ("prefmix", "torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def hardware(processes: int) -> dict[str, Any]:
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return {"device": gpu.name, "memory_bytes": gpu.total_memory, "processes": processes}
+    return {"device": "cpu", "threads": torch.get_num_threads(), "processes": processes}
+
+
+def peak_flops(device: str) -> float | None:
+    """FLOP/s that `mfu` is a share of; None for a device without a known figure."""
+    return next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if name in device), None)
+
+
+def peak_memory() -> int:
+    """Bytes: the most that was allocated on the GPU, or resident on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def sha256_of(folder: Path) -> str:
+    """64 hex digits over the weight files of a folder."""
+    digest = sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a file; None when there is no file. Raises TrainError for one that cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise TrainError(f"{path} cannot be read ({error}). Run its stage again with --force.") from error
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Replaces a file at once."""
+    staged = path.with_name(f".{path.name}")
+    staged.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(staged, path)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """`key: was x, is y` for everything that differs and changes the weights."""
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if key in FREE or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{path}{key}.")
+        else:
+            yield f"{path}{key}: was {json.dumps(old)}, is {json.dumps(new)}"
+
+
+def cut_metrics(path: Path, step: int) -> None:
+    """Leaves the lines up to a step: what a resumed run repeats is not recorded twice."""
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept))
