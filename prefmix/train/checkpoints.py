@@ -118,7 +118,7 @@ def _load_optimizer(optimizer: Any, path: Path) -> None:
 
 def _random_states() -> dict[str, torch.Tensor]:
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    _, keys, position, has_gauss, cached = np.random.get_state()
     states = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor([version, *words], dtype=torch.int64),
@@ -145,7 +145,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises an exception of its own for a damaged file
-        raise TrainError(f"{path} cannot be read ({error}). Remove its folder: an older checkpoint is taken.") from error
+        raise TrainError(
+            f"{path} cannot be read ({error}). Remove its folder: an older checkpoint is taken."
+        ) from error
 
 
 def _sync(path: Path) -> None:

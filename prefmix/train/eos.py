@@ -79,9 +79,7 @@ class Measured:
         return {"p_eos": self.p_eos, "log_p_eos": self.log_p_eos, "stop_rate": self.stop_rate}
 
 
-def measure(
-    model: Any, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, settings: Eos, seed: int
-) -> Measured:
+def measure(model: Any, tokenizer: PreTrainedTokenizerBase, held_out: HeldOut, settings: Eos, seed: int) -> Measured:
     """Measures a causal language model. The random numbers of the caller are as they were afterwards."""
     was_training = model.training
     model.eval()
@@ -117,12 +115,19 @@ def _hidden(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def _generate(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], bound: int, sampled: bool, seed: int
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    bound: int,
+    sampled: bool,
+    seed: int,
 ) -> Stops:
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     known = model.generation_config.eos_token_id
     ends = {end, *(known if isinstance(known, list) else [] if known is None else [known])} - {pad}
-    choice = {"do_sample": True, "temperature": _TEMPERATURE, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
+    choice = (
+        {"do_sample": True, "temperature": _TEMPERATURE, "top_k": 0, "top_p": 1.0} if sampled else {"do_sample": False}
+    )
     stopped = other = tokens = 0
     for batch in _batches(prompts, room=bound):
         torch.manual_seed(seed)

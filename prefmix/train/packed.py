@@ -23,7 +23,13 @@ from trl.kernels import ChunkedLogProbFunction
 _STATISTICS = ("log_probs", "entropy", "mean_logits", "is_top1")
 _VOCABULARY_CHUNK = 32_768
 #: Settings of a config that change the logits behind the head: such a model takes the padded path.
-_BEHIND_THE_HEAD = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+_BEHIND_THE_HEAD = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,9 @@ class PackedModel:
         statistics = dict(zip(_STATISTICS, self.model(packed=packed), strict=True))
         places = self.pack.places.to(self.device)
         laid_out = {
-            name: torch.zeros(self.pack.shape, dtype=values.dtype, device=self.device).view(-1).index_copy(0, places, values)
+            name: torch.zeros(self.pack.shape, dtype=values.dtype, device=self.device)
+            .view(-1)
+            .index_copy(0, places, values)
             for name, values in statistics.items()
         }
         laid_out = {name: values.view(self.pack.shape) for name, values in laid_out.items()}

@@ -12,6 +12,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import file_digest, sha256
 from importlib.metadata import version
@@ -28,6 +29,16 @@ FREE = frozenset({"token_budget", "eval_every", "checkpoint_every", "if_needed",
 #: Dense bf16 TFLOP/s by a part of the GPU's name: what a large matrix product reached on an H200, and the makers' figures
 #: for the rest.
 PEAK_TFLOPS = {"H200": 790, "H100": 790, "A100": 312, "L40S": 362, "4090": 165, "B200": 2250}
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """A stage that has ended: its folder, its run.json and its eos.json. `was_there` when `--resume` found it finished."""
+
+    folder: Path
+    run: Mapping[str, Any]
+    eos: Mapping[str, Any]
+    was_there: bool = False
 
 
 def now() -> str:

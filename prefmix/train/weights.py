@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from prefmix.errors import TrainError
 from prefmix.recipe import Lora, Train
@@ -56,7 +56,9 @@ def find_base(settings: Train, root: Path) -> Base:
     try:
         config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise TrainError(f"train.base: {settings.base} is not a model that can be read: {_first_line(error)}") from error
+        raise TrainError(
+            f"train.base: {settings.base} is not a model that can be read: {_first_line(error)}"
+        ) from error
     return Base(settings.base, path, commit, config)
 
 

@@ -1,0 +1,172 @@
+"""The trainer of a stage: the model of the stage before (or the base), TRL's arguments, the reference."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PrinterCallback
+from trl import DPOConfig, SFTConfig
+
+from prefmix.recipe import DpoStage
+from prefmix.train import weights
+from prefmix.train.data import TokenRows
+from prefmix.train.dpo import COMPARING, PairTrainer
+from prefmix.train.guard import Guard, Writer
+from prefmix.train.loop import conversations, pairs
+from prefmix.train.packed import refused
+from prefmix.train.records import StageRun
+from prefmix.train.reference import log_probabilities, reference_key
+from prefmix.train.session import AnyStage, Session
+from prefmix.train.sft import ConversationTrainer
+from prefmix.train.steps import Steps
+
+Trainer = PairTrainer | ConversationTrainer
+_CPU_TOKENS = 1024
+
+
+def trainer_of(
+    session: Session,
+    stage: AnyStage,
+    before: StageRun | None,
+    folder: Path,
+    steps: Steps,
+    table: datasets.Dataset,
+    tokens: Mapping[str, TokenRows],
+) -> tuple[Trainer, Guard]:
+    """The model of the stage before (or the base) in a trainer for this one."""
+    settings = session.settings
+    lora = settings.adapter == "lora"
+    source = session.base
+    if before and not lora:
+        source = weights.Base(session.base.name, str(before.folder / "adapter"), None, session.base.config)
+    model = weights.load_base(source, settings, len(session.tokenizer.tokenizer))
+    peft = weights.lora_config(settings.lora, bool(session.tokenizer.added), is_tied(model)) if lora else None
+    test = tokens.get("test")
+    packs = refused(model.config) is None
+    held_out = test.table if test is not None and len(test.table) else None
+    keys = {"train": tokens["train"].key, "eval": test.key if test else ""}
+    guard = Guard(session, folder)
+    shared: dict[str, Any] = {
+        "model": model,
+        "processing_class": session.tokenizer.tokenizer,
+        "steps": steps,
+        "token_budget": _token_budget(stage),
+        "packs": packs,
+        "may_shrink": stage.token_budget == "auto",
+        "measure": guard.during,
+        "callbacks": [Writer(session, folder)],
+        "peft_config": peft,
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"(peft|trl|transformers)\..*")
+        if isinstance(stage, DpoStage):
+            trainer: Trainer = PairTrainer(
+                args=_arguments(
+                    DPOConfig, session, stage, folder, len(steps), held_out is not None, **_dpo(stage, lora)
+                ),
+                train_rows=pairs(table),
+                eval_rows=pairs(held_out) if held_out is not None else None,
+                **shared,
+            )
+        else:
+            trainer = ConversationTrainer(
+                args=_arguments(SFTConfig, session, stage, folder, len(steps), held_out is not None),
+                train_rows=conversations(table),
+                eval_rows=conversations(held_out) if held_out is not None else None,
+                **shared,
+            )
+    trainer.remove_callback(PrinterCallback)
+    weights.in_fp32(trainer.model)
+    if before and lora:
+        weights.load_adapter(trainer.model, before.folder / "adapter")
+    if isinstance(trainer, PairTrainer):
+        _with_reference(session, trainer, before, keys)
+    return trainer, guard
+
+
+def _with_reference(session: Session, trainer: PairTrainer, before: StageRun | None, keys: Mapping[str, str]) -> None:
+    """Gives the rows their reference log-probabilities; `keys` names the token ids of each split."""
+    settings = session.settings
+    start = before.run["adapter_sha256"] if before else None
+    for split, rows in trainer.rows.items():
+        if rows is None:
+            continue
+        key = reference_key(
+            [keys[split], len(rows)],
+            session.base.fingerprint,
+            [settings.quantization, weights.dtype_of(settings), start],
+        )
+        extra = log_probabilities(
+            trainer,
+            rows,
+            session.folder / ".reference" / f"{key}.safetensors",
+            lambda done, total: session.watcher.work("reference", done, total),
+        )
+        trainer.rows[split] = replace(rows, extra=extra)
+
+
+def is_tied(model: Any) -> bool:
+    """Whether the head is the embeddings."""
+    return bool(model.config.get_text_config().tie_word_embeddings)
+
+
+def _token_budget(stage: AnyStage) -> int:
+    if isinstance(stage, DpoStage) and COMPARING & set([stage.loss] if isinstance(stage.loss, str) else stage.loss):
+        return 2**62  # these losses compare the rows of a step with each other: it is not split
+    if stage.token_budget != "auto":
+        return stage.token_budget
+    return _CPU_TOKENS
+
+
+def _dpo(stage: DpoStage, lora: bool) -> dict[str, Any]:
+    """DPO's own arguments for TRL. The flag for the reference makes TRL load no second model when there is no adapter."""
+    losses = [stage.loss] if isinstance(stage.loss, str) else list(stage.loss)
+    return {
+        "beta": stage.beta,
+        "loss_type": losses,
+        "loss_weights": stage.loss_weights or [1.0] * len(losses),
+        "label_smoothing": stage.label_smoothing,
+        "precompute_ref_log_probs": not lora,
+    }
+
+
+def _arguments(
+    kind: type, session: Session, stage: AnyStage, folder: Path, steps: int, evaluates: bool, **own: Any
+) -> Any:
+    """TRL's arguments of a stage."""
+    every = stage.eval_every if evaluates else None
+    return kind(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=1,  # Trainer's epoch is the whole stage: see loop.py
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        learning_rate=stage.learning_rate,
+        lr_scheduler_type=stage.scheduler,
+        warmup_steps=math.ceil(stage.warmup_ratio * steps),
+        max_grad_norm=1.0,
+        max_length=None,  # what is too long was left out or shortened before: see data.py
+        bf16=weights.dtype_of(session.settings) == "bfloat16",
+        gradient_checkpointing=session.settings.gradient_checkpointing is True,
+        seed=session.recipe.seed % 2**32,
+        use_cpu=weights.device().type == "cpu",
+        eval_strategy="steps" if every else "no",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=stage.checkpoint_every or steps,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+        report_to=list(session.report_to) or "none",
+        run_name=f"{session.recipe.name}-{stage.name}",
+        **own,
+    )
