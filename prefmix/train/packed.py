@@ -21,7 +21,8 @@ import torch
 from trl.kernels import ChunkedLogProbFunction
 
 _STATISTICS = ("log_probs", "entropy", "mean_logits", "is_top1")
-_VOCABULARY_CHUNK = 32_768
+#: Columns of the head that TRL's kernel works on at once: its own choice on a GPU, on a CPU a tile that stays in cache.
+_CPU_CHUNK, _GPU_CHUNK = 2048, 32_768
 #: Settings of a config that change the logits behind the head: such a model takes the padded path.
 _BEHIND_THE_HEAD = (
     "final_logit_softcapping",
@@ -175,7 +176,7 @@ def add_packed_forward(model: Any) -> None:
             head.bias,
             packed["targets"],
             1.0,
-            _VOCABULARY_CHUNK,
+            _CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK,
             None,
             1.0,
             _STATISTICS,
