@@ -25,6 +25,22 @@ def smollm2_tokenizer(out: Path) -> Path:
     return out
 
 
+def byte_tokenizer(out: Path) -> Path:
+    """A tokenizer of bytes with ChatML's tokens: 259 ids, so that a head costs nothing."""
+    if not (out / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        backend = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+        special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": "<|im_start|>"}
+        PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(out)
+    return out
+
+
 def micro_llama(out: Path, seed: int = 0, tokenizer: Path | None = None) -> Path:
     """A Llama of two layers (hidden 64, 4 heads, tied embeddings, fp32) with random weights and SmolLM2's tokenizer.
 
