@@ -22,6 +22,7 @@ class PairTrainer(Checkpoints, StepLoop, DPOTrainer):
     """TRL's DPOTrainer on rows `prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps, ref_rejected_logps`."""
 
     sequences = 2
+    left_out_metrics = frozenset({"num_tokens", "entropy", "logits/chosen", "logits/rejected"})
 
     def __init__(self, *, args: DPOConfig, **settings: Any) -> None:
         super().__init__(args=args, **settings)

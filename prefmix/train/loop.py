@@ -77,6 +77,10 @@ class StepLoop:
 
     #: Sequences that a row takes in a micro-batch.
     sequences = 1
+    #: TRL's metrics that are means over the answer tokens; the others are means over the rows.
+    token_metrics = frozenset({"mean_token_accuracy", "entropy"})
+    #: Those that cannot be put together from micro-batches, or that loop.py has in its own way.
+    left_out_metrics = frozenset({"num_tokens"})
 
     def __init__(
         self,
@@ -194,7 +198,7 @@ class StepLoop:
                     backward(loss)
             total += loss.detach()
             for name, values in metrics.items():
-                tally[name] += share * values[-1]
+                tally[name] += (token_share if name in self.token_metrics else share) * values[-1]
         self._record(mode, tally, len(numbers), int(rows.whole[numbers].sum()))
         return total
 
@@ -212,7 +216,7 @@ class StepLoop:
             self._metrics[mode] = kept
 
     def _record(self, mode: str, tally: Mapping[str, float], rows: int, tokens: int) -> None:
-        names = sorted(tally.keys() - {"num_tokens"})
+        names = sorted(tally.keys() - self.left_out_metrics)
         means = torch.tensor([tally[name] for name in names], dtype=torch.float64, device="cpu")
         if self.accelerator.num_processes > 1:
             means = self.accelerator.reduce(means.float().to(self.accelerator.device), "mean").cpu()

@@ -23,12 +23,12 @@ import transformers
 
 from prefmix.errors import GateError, MixtureError, TrainError, UsageError
 from prefmix.mixture import Mixture
-from prefmix.recipe import Recipe, SftStage, Train, load_recipe
+from prefmix.recipe import Eos, Recipe, SftStage, Train, load_recipe
 from prefmix.store import Store, open_mixture
 from prefmix.train.session import AnyStage, Session, Watcher, held_out_rows
 from prefmix.train.stage import StageRun, run_stage
 from prefmix.train.tokenizer import load_tokenizer
-from prefmix.train.weights import find_base
+from prefmix.train.weights import device, find_base
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,17 @@ class Run:
         return self.stop_rate >= self.min_stop_rate
 
 
+class StopGateError(GateError):
+    """The model ends fewer of its turns than the recipe asks for. `run` is there all the same."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(
+            f"{run.stop_rate:.0%} of the answers end by themselves, {run.min_stop_rate:.0%} are asked for "
+            f"([train.eos] min_stop_rate). The run is in {run.folder}; see eos.json of its stages."
+        )
+        self.run = run
+
+
 def train(
     recipe: Recipe | str | Path,
     mixture: Mixture | str | Path | None = None,
@@ -62,7 +73,7 @@ def train(
     `resume` goes on from the last checkpoint of a stage and leaves finished stages as they are; `force` removes stage
     folders that exist. `report_to` names trackers that transformers knows ("wandb", "trackio", "tensorboard").
     Raises UsageError for a recipe without `[train]`; MixtureError for a mixture that is missing or fails verification;
-    TrainError for a base, a tokenizer, a folder or a machine that does not do; GateError after the last stage, when the
+    TrainError for a base, a tokenizer, a folder or a machine that does not do; StopGateError after the last stage, when the
     model does not end its turns and the recipe says `on_fail = "stop"`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -72,7 +83,7 @@ def train(
     watcher = watcher or Watcher()
     mixture = mixture if isinstance(mixture, Mixture) else find_mixture(recipe, mixture, store)
     folder = Path(settings.output) / recipe.name
-    state = accelerate.PartialState()
+    state = accelerate.PartialState(cpu=device().type == "cpu")  # unasked, it sees no other process on a CPU
     if state.is_main_process:
         _check_folders(folder, settings.stages, resume, force)
         mixture.verify()
@@ -87,17 +98,13 @@ def train(
     done: list[StageRun] = []
     skipped: list[str] = []
     for stage in settings.stages:
-        repairs = isinstance(stage, SftStage) and stage.if_needed
-        if repairs and done and _stop_rate(done[-1]) >= settings.eos.min_stop_rate:
+        if not _is_needed(stage, done, settings.eos):
             skipped.append(stage.name)
             continue
         done.append(run_stage(session, stage, done[-1] if done else None, resume))
     run = Run(folder, done, skipped, _stop_rate(done[-1]), settings.eos.min_stop_rate)
     if not run.passed and settings.eos.on_fail == "stop":
-        raise GateError(
-            f"{run.stop_rate:.0%} of the answers end by themselves, {run.min_stop_rate:.0%} are asked for "
-            f"([train.eos] min_stop_rate). The run is in {folder}; see eos.json of its stages."
-        )
+        raise StopGateError(run)
     return run
 
 
@@ -146,6 +153,13 @@ def _check_folders(folder: Path, stages: Sequence[AnyStage], resume: bool, force
             f"{there[0]} is there already. Go on with --resume, start again with --force, or give the run "
             f'another folder (--set train.output="...").'
         )
+
+
+def _is_needed(stage: AnyStage, done: Sequence[StageRun], eos: Eos) -> bool:
+    """Whether a stage runs: one that is marked `if_needed` does so to repair what the stage before it does not pass."""
+    if not (isinstance(stage, SftStage) and stage.if_needed and done):
+        return True
+    return eos.on_fail == "repair" and _stop_rate(done[-1]) < eos.min_stop_rate
 
 
 def _stop_rate(stage: StageRun) -> float:
