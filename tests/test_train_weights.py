@@ -1,0 +1,157 @@
+"""The fixes that the stack needs, each with a test that fails without it: fp32 adapters, NF4 on CPUs, padding, merging."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_models import byte_tokenizer, micro_llama
+from test_train_run import changed, document, home, timeless  # noqa: F401 (a fixture)
+
+from prefmix.errors import TrainError
+from prefmix.model.merge import merged_tensors, quantised_names, read_adapter
+from prefmix.recipe import Lora, Train, load_recipe
+from prefmix.train import weights
+from prefmix.train.run import train
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+
+SETTINGS = Train.model_validate(
+    {"base": "base", "quantization": "nf4", "stages": [{"name": "a", "method": "sft", "subset": "sft"}]}
+)
+IN_NF4 = ('quantization = "none"', 'quantization = "nf4"')
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nf4")
+    micro_llama(folder / "base", tokenizer=byte_tokenizer(folder / "bytes"))
+    return folder
+
+
+def quantised(folder):
+    return weights.load_base(weights.find_base(SETTINGS, folder), SETTINGS)
+
+
+def with_adapter(model, seed=0):
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)
+    model = get_peft_model(model, weights.lora_config(Lora(r=4, alpha=8, dropout=0.0), False, True))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+def gradient_of(model) -> torch.Tensor:
+    model.zero_grad()
+    model.train()
+    ids = torch.arange(3, 60)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_gradients_in_nf4_on_a_cpu_are_the_same_after_a_pass_in_eval_mode(base_folder):
+    from bitsandbytes.cextension import lib  # noqa: F401 (says at once whether bitsandbytes works here)
+    from bitsandbytes.functional import has_avx512bf16
+
+    model = with_adapter(quantised(base_folder))
+    before = gradient_of(model)
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 20)[None])
+    assert torch.equal(gradient_of(model), before)
+    if not has_avx512bf16():
+        pytest.skip("bitsandbytes repacks no weights on this CPU (no AVX512-BF16): the cure has nothing to cure")
+
+
+def test_without_the_cure_they_are_not(base_folder, monkeypatch):
+    from bitsandbytes.functional import has_avx512bf16
+
+    if not has_avx512bf16():
+        pytest.skip("bitsandbytes repacks no weights on this CPU (no AVX512-BF16)")
+    monkeypatch.setattr(weights, "cured", lambda model: model)
+    model = with_adapter(quantised(base_folder))
+    before = gradient_of(model)
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 20)[None])
+    cosine = torch.nn.functional.cosine_similarity(gradient_of(model), before, dim=0)
+    assert cosine < 0.9, "bitsandbytes is cured: weights.cured can go"
+
+
+def test_an_adapter_on_a_quantised_base_is_trained_in_fp32_and_small_steps_move_it(home, tmp_path):  # noqa: F811
+    small = ("learning_rate = 1e-2", "learning_rate = 5e-6")
+    done = train(changed(home, tmp_path, IN_NF4, small, small, ("r = 4", "r = 8")), store=home / "store")
+    first, last = (
+        load_file(done.stages[0].folder / "checkpoints" / f"checkpoint-{step}" / "weights.safetensors")
+        for step in (3, 4)
+    )
+    for name, tensor in last.items():
+        assert tensor.dtype == torch.float32
+        moved = (tensor != first[name]).float().mean()
+        assert moved > 0.9, f"{name}: {moved:.0%} of its elements moved in a step"
+
+
+def test_a_run_in_nf4_goes_on_bit_for_bit(home, tmp_path):  # noqa: F811
+    recipe = changed(home, tmp_path / "whole", IN_NF4)
+    whole = train(recipe, store=home / "store")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    folder = tmp_path / "cut" / "tiny" / "dpo"
+    shutil.rmtree(tmp_path / "cut" / "tiny" / "eos")
+    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(folder / "checkpoints" / "checkpoint-4")
+    (folder / "run.json").write_text(json.dumps(document(folder / "run.json") | {"finished": None}))
+    resumed = train(changed(home, tmp_path / "cut", IN_NF4), store=home / "store", resume=True)
+    for one, other in zip(whole.stages, resumed.stages, strict=True):
+        assert one.run["adapter_sha256"] == other.run["adapter_sha256"]
+        assert timeless(one.folder / "metrics.jsonl") == timeless(other.folder / "metrics.jsonl")
+
+
+def test_merging_into_the_dequantised_base_gives_the_model_that_was_trained(base_folder, tmp_path):
+    model = with_adapter(quantised(base_folder))
+    model.eval()
+    weights.save_adapter(model, tmp_path)
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits.log_softmax(-1)
+
+    def merged(quantization):
+        from transformers import AutoModelForCausalLM
+
+        plain = AutoModelForCausalLM.from_pretrained(base_folder / "base", dtype=torch.float32).eval()
+        tensors = dict(merged_tensors(base_folder / "base", read_adapter(tmp_path), quantization, torch.float32))
+        plain.load_state_dict(tensors, strict=False)
+        with torch.no_grad():
+            found = plain(input_ids=ids).logits.log_softmax(-1)
+        return (expected.exp() * (expected - found)).sum(-1).mean().item()
+
+    right, into_the_original = merged("nf4"), merged("none")
+    assert right < 1e-6
+    assert into_the_original > 10 * right, "the error of NF4 is what this merge avoids"
+
+
+def test_the_names_that_are_quantised_are_those_that_transformers_quantises(base_folder):
+    from bitsandbytes.nn import Linear4bit
+
+    model = quantised(base_folder)
+    expected = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    assert quantised_names(base_folder / "base") == expected
+
+
+def test_an_adapter_of_another_base_is_not_merged(base_folder, tmp_path):
+    weights.save_adapter(with_adapter(quantised(base_folder)), tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({name.replace("layers.1", "layers.7"): t for name, t in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(TrainError, match=r"another base.*layers\.7"):
+        list(merged_tensors(base_folder / "base", read_adapter(tmp_path), "none", torch.float32))
+
+
+def test_a_base_that_is_none_is_told(home, tmp_path):  # noqa: F811
+    recipe = load_recipe(home / "recipe.toml", ['train.base="pairs.jsonl"', f"train.output={json.dumps(str(tmp_path))}"])
+    with pytest.raises(Exception, match=r"pairs\.jsonl"):
+        train(recipe, store=home / "store")
