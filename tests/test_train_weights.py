@@ -155,3 +155,58 @@ def test_a_base_that_is_none_is_told(home, tmp_path):  # noqa: F811
     recipe = load_recipe(home / "recipe.toml", ['train.base="pairs.jsonl"', f"train.output={json.dumps(str(tmp_path))}"])
     with pytest.raises(Exception, match=r"pairs\.jsonl"):
         train(recipe, store=home / "store")
+
+
+def without_chatml(folder, tied):
+    """A base whose tokenizer and embeddings know nothing of ChatML."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    knows = AutoTokenizer.from_pretrained(byte_tokenizer(folder / "bytes"))
+    backend = json.loads(knows.backend_tokenizer.to_str())
+    backend["added_tokens"] = [token for token in backend["added_tokens"] if "im_" not in token["content"]]
+    (folder / "plain.json").write_text(json.dumps(backend))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "plain.json"), eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder / "base")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(1)
+    LlamaForCausalLM(config).save_pretrained(folder / "base")
+    return len(tokenizer)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_base_without_chatml_is_given_its_tokens_and_trains_them(home, tmp_path, tied):  # noqa: F811
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    known = without_chatml(tmp_path, tied)
+    base = ('base = "base"', f"base = {json.dumps(str(tmp_path / 'base'))}")
+    with pytest.raises(TrainError, match="add_tokens = true"):
+        train(changed(home, tmp_path / "runs", base), store=home / "store")
+    recipe = changed(home, tmp_path / "runs", base, ("[train]\n", "[train]\nadd_tokens = true\n"))
+    done = train(recipe, store=home / "store")
+    assert done.stages[0].run["tokenizer"]["added"] == ["<|im_end|>", "<|im_start|>"]
+    folder = done.stages[1].folder / "adapter"
+    saved = load_file(folder / "adapter_model.safetensors")
+    whole = {name for name in saved if "lora" not in name}
+    assert {name.split(".")[-2] for name in whole} == {"embed_tokens", "lm_head"}
+    first = load_file(done.stages[0].folder / "adapter" / "adapter_model.safetensors")
+    for name in whole:
+        assert saved[name].shape[0] == known + 2
+        assert not torch.equal(saved[name][known:], first[name][known:]), "the embeddings of the tokens were trained"
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model.resize_token_embeddings(known + 2)
+    model = PeftModel.from_pretrained(model, folder).eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    merged.resize_token_embeddings(known + 2)
+    tensors = dict(merged_tensors(tmp_path / "base", read_adapter(folder), "none", torch.float32))
+    merged.load_state_dict(tensors, strict=False)
+    ids = torch.tensor([[known, 5, 6, known + 1, 7]])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)

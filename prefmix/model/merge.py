@@ -65,6 +65,8 @@ def merged_tensors(base: Path, adapter: Adapter, quantization: str, dtype: torch
     if not files:
         raise TrainError(f"{base} has no safetensors to merge into.")
     waiting = {*adapter.pairs, *adapter.replaced}
+    if AutoConfig.from_pretrained(base).get_text_config().tie_word_embeddings:
+        waiting.discard("lm_head.weight")  # it is the embeddings
     for path in files:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)

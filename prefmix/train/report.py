@@ -26,7 +26,7 @@ from prefmix.errors import TrainError
 CARD, CURVES = "README.md", "curves.svg"
 NOT_MEASURED = "not measured"
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HUB_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def write_report(folder: Path, manifest: Mapping[str, Any]) -> None:

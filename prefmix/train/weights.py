@@ -155,14 +155,17 @@ def save_adapter(model: PreTrainedModel | PeftModel, folder: Path) -> None:
     """Writes the adapter (or the whole model, when there is none) as safetensors, in fp32."""
     if isinstance(model, PeftModel):
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_contiguous(get_peft_model_state_dict(model)), folder / "adapter_model.safetensors", {"format": "pt"})
+        # Trained embeddings are modules of the adapter already: PEFT's own guess would save them a second time.
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+        save_file(_copies(tensors), folder / "adapter_model.safetensors", {"format": "pt"})
         model.peft_config["default"].save_pretrained(str(folder))
     else:
         model.save_pretrained(folder)
 
 
-def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as safetensors takes them: a head that is the embeddings is written twice, as PEFT wants to load it."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
 def _first_line(error: Exception) -> str:
