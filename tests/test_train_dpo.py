@@ -46,7 +46,11 @@ CONVERSATIONS = [
     (conversation("Name a colour."), "Blue.", "I would rather not say anything about colours today."),
     (conversation("2 + 2?"), "4", "4"),
     (conversation("Who wrote it?", "A friend.", "And when?"), "In the spring of that year, I believe.", "No idea"),
-    ([{"role": "system", "content": "Be brief."}, *conversation("Why is the sky blue? " * 12)], "Scattering.", "It is."),
+    (
+        [{"role": "system", "content": "Be brief."}, *conversation("Why is the sky blue? " * 12)],
+        "Scattering.",
+        "It is.",
+    ),
     (conversation("x"), "y " * 40, "z"),
     (conversation("List three rivers."), "Rhine\nElbe\nOder", "Rhine, Elbe, Oder and many more besides those."),
 ]
@@ -60,7 +64,9 @@ def rows():
         turns = [f"{START}{turn['role']}\n{turn['content']}{END}" for turn in prompt]
         return "\n".join(turns) + f"\n{START}assistant\n"
 
-    answers = [(prompt, *({"role": "assistant", "content": side} for side in sides)) for prompt, *sides in CONVERSATIONS]
+    answers = [
+        (prompt, *({"role": "assistant", "content": side} for side in sides)) for prompt, *sides in CONVERSATIONS
+    ]
     as_messages = [{"prompt": p, "chosen": [c], "rejected": [r]} for p, c, r in answers]
     as_text = [{"prompt": text(p), "chosen": c + END, "rejected": r + END} for p, c, r in CONVERSATIONS]
     return {"messages": datasets.Dataset.from_list(as_messages), "text": datasets.Dataset.from_list(as_text)}

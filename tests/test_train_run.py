@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ test = 0.2
 [train]
 base = "base"
 quantization = "none"
+dtype = "float32"
 lora = {{ r = 4, alpha = 8, dropout = {dropout} }}
 eos = {{ prompts = 4, max_new_tokens = 6, min_stop_rate = 0.0 }}
 [[train.stages]]
@@ -76,7 +78,7 @@ def home(tmp_path_factory) -> Path:
     ]
     chats = [
         {"instruction": f"What comes after {word}?", "input": "", "output": after}
-        for word, after in zip(NUMBERS, NUMBERS[1:], strict=False)
+        for word, after in pairwise(NUMBERS)
     ] + [{"instruction": f"Spell {word}.", "input": "", "output": "-".join(word)} for word in NUMBERS]
     for name, rows in (("pairs", pairs), ("chats", chats)):
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -120,10 +122,12 @@ def timeless(path: Path) -> list[dict]:
 def test_every_stage_leaves_its_record(home, finished):
     for stage in finished.stages:
         names = {path.name for path in stage.folder.iterdir()}
-        assert {"adapter", "checkpoints", "metrics.jsonl", "eos.json", "run.json"} <= names
+        assert {"adapter", "checkpoints", "metrics.jsonl", "eos.json", "run.json", "README.md", "curves.svg"} == names
         record = document(stage.folder / "run.json")
         assert record == stage.run
-        assert record["finished"] and record["steps"] == 4 and record["tokens"] > 0
+        assert record["finished"]
+        assert record["steps"] == 4
+        assert record["tokens"] > 0
         assert record["mixture"]["digest"] == document(next((home / "store" / "tiny").glob("*/mixture.json")))["digest"]
         steps = [line["step"] for line in lines(stage.folder / "metrics.jsonl") if "loss" in line]
         assert steps == [1, 2, 3, 4]
@@ -260,14 +264,20 @@ def test_the_gate_stops_after_the_last_stage(home, tmp_path):
 
 @pytest.mark.parametrize(("asked", "names"), [(0.0, ["dpo"]), (1.0, ["dpo", "eos"])])
 def test_a_repair_stage_runs_only_when_the_gate_fails(home, tmp_path, asked, names):
-    edits = [("min_stop_rate = 0.0", f'min_stop_rate = {asked}, on_fail = "repair"'), ('subset = "sft"', "if_needed = true")]
+    edits = [
+        ("min_stop_rate = 0.0", f'min_stop_rate = {asked}, on_fail = "repair"'),
+        ('subset = "sft"', "if_needed = true"),
+    ]
     done = train(changed(home, tmp_path, *edits), store=home / "store")
     assert [stage.run["stage"] for stage in done.stages] == names
     assert list(done.skipped) == ([] if "eos" in names else ["eos"])
 
 
 def test_all_weights_can_be_trained_and_the_next_stage_goes_on_from_them(home, tmp_path):
-    done = train(changed(home, tmp_path, ("lora = { r = 4, alpha = 8, dropout = 0.1 }", 'adapter = "none"')), store=home / "store")
+    done = train(
+        changed(home, tmp_path, ("lora = { r = 4, alpha = 8, dropout = 0.1 }", 'adapter = "none"')),
+        store=home / "store",
+    )
     for stage in done.stages:
         model = AutoModelForCausalLM.from_pretrained(stage.folder / "adapter")
         assert model.dtype == torch.float32
@@ -296,7 +306,9 @@ def test_two_processes_give_the_losses_of_one(home, tmp_path):
         for expected, found in zip(one, two, strict=True):
             expected.pop("rewards/accuracies", None)  # a sign, of margins that are 0 but for rounding at the start
             assert {name: found[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=2e-5)
-        weights = [tmp_path / which / "tiny" / stage / "adapter" / "adapter_model.safetensors" for which in ("one", "two")]
+        weights = [
+            tmp_path / which / "tiny" / stage / "adapter" / "adapter_model.safetensors" for which in ("one", "two")
+        ]
         expected, found = map(load_file, weights)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)

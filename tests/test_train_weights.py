@@ -20,7 +20,12 @@ from prefmix.train.run import train
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
 SETTINGS = Train.model_validate(
-    {"base": "base", "quantization": "nf4", "stages": [{"name": "a", "method": "sft", "subset": "sft"}]}
+    {
+        "base": "base",
+        "quantization": "nf4",
+        "dtype": "float32",
+        "stages": [{"name": "a", "method": "sft", "subset": "sft"}],
+    }
 )
 IN_NF4 = ('quantization = "none"', 'quantization = "nf4"')
 
@@ -115,7 +120,7 @@ def test_a_run_in_nf4_goes_on_bit_for_bit(home, tmp_path):  # noqa: F811
 def test_merging_into_the_dequantised_base_gives_the_model_that_was_trained(base_folder, tmp_path):
     model = with_adapter(quantised(base_folder))
     model.eval()
-    weights.save_adapter(model, tmp_path)
+    weights.save_adapter(model, tmp_path, weights.find_base(SETTINGS, base_folder))
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         expected = model(input_ids=ids).logits.log_softmax(-1)
@@ -144,15 +149,19 @@ def test_the_names_that_are_quantised_are_those_that_transformers_quantises(base
 
 
 def test_an_adapter_of_another_base_is_not_merged(base_folder, tmp_path):
-    weights.save_adapter(with_adapter(quantised(base_folder)), tmp_path)
+    weights.save_adapter(with_adapter(quantised(base_folder)), tmp_path, weights.find_base(SETTINGS, base_folder))
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    save_file({name.replace("layers.1", "layers.7"): t for name, t in tensors.items()}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {name.replace("layers.1", "layers.7"): t for name, t in tensors.items()}, tmp_path / "adapter_model.safetensors"
+    )
     with pytest.raises(TrainError, match=r"another base.*layers\.7"):
         list(merged_tensors(base_folder / "base", read_adapter(tmp_path), "none", torch.float32))
 
 
 def test_a_base_that_is_none_is_told(home, tmp_path):  # noqa: F811
-    recipe = load_recipe(home / "recipe.toml", ['train.base="pairs.jsonl"', f"train.output={json.dumps(str(tmp_path))}"])
+    recipe = load_recipe(
+        home / "recipe.toml", ['train.base="pairs.jsonl"', f"train.output={json.dumps(str(tmp_path))}"]
+    )
     with pytest.raises(Exception, match=r"pairs\.jsonl"):
         train(recipe, store=home / "store")
 

@@ -362,7 +362,7 @@ class Train(Keys):
     output: Text = Field("runs", description="Folder for the runs, relative to the current directory.")
     quantization: Literal["nf4", "none"] = Field("nf4", description="Base weights in 4 bits (qLoRA) or as they are.")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="What is computed in. auto: bfloat16 on a GPU, float32 on a CPU."
+        "auto", description="What is computed in. auto: bfloat16 on a GPU or a CPU with AMX, float32 on other CPUs."
     )
     adapter: Literal["lora", "none"] = Field("lora", description='"none" trains all weights; not with nf4.')
     lora: Lora = Field(Lora(), description="The adapter.")

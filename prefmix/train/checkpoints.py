@@ -4,7 +4,7 @@
   weights.safetensors      the trainable parameters, by name
   optimizer.safetensors    `<parameter>.<moment>`, with the parameter groups as JSON metadata
   random-<rank>.safetensors   the random states of a process
-  scheduler.json  trainer_state.json
+  scheduler.json  seen.json  trainer_state.json
 
 A checkpoint is written beside its place and renamed, so that one that is there is whole.
 """
@@ -49,6 +49,7 @@ class Checkpoints:
             save_file(_trained(self.model), staged / "weights.safetensors")
             _save_optimizer(self.optimizer, staged / "optimizer.safetensors")
             (staged / "scheduler.json").write_text(json.dumps(self.lr_scheduler.state_dict()))
+            (staged / "seen.json").write_text(json.dumps(self.seen))
             self.state.save_to_json(str(staged / "trainer_state.json"))
         self.accelerator.wait_for_everyone()
         save_file(_random_states(), staged / f"random-{self.args.process_index}.safetensors")
@@ -79,6 +80,7 @@ class Checkpoints:
             return super()._load_optimizer_and_scheduler(checkpoint)
         _load_optimizer(self.optimizer, Path(checkpoint) / "optimizer.safetensors")
         self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / "scheduler.json").read_text()))
+        self.seen = json.loads((Path(checkpoint) / "seen.json").read_text())
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None or self.is_fsdp_enabled:

@@ -100,8 +100,9 @@ class StepLoop:
         self.packs = packs
         self.may_shrink = may_shrink
         self.measure = measure
-        self.pairs_seen = self.tokens_seen = 0
-        self._since = time.perf_counter()
+        #: Of the whole stage, over all processes and resumed parts.
+        self.seen: dict[str, float] = {"rows": 0, "tokens": 0, "seconds": 0.0}
+        self._since: float | None = None  # when the last step ended; evaluations do not count
         tables = {"train_dataset": train_rows.table, "eval_dataset": eval_rows.table if eval_rows else None}
         super().__init__(**tables, **settings)
 
@@ -127,6 +128,8 @@ class StepLoop:
     def training_step(self, model: torch.nn.Module, inputs: int, num_items_in_batch: Any = None) -> torch.Tensor:
         model.train()
         numbers = self.steps.rows(inputs)
+        if self._since is None:
+            self._since = time.perf_counter()
         while True:
             try:
                 return self._over(model, "train", numbers, self.accelerator.backward)
@@ -161,14 +164,16 @@ class StepLoop:
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.model.train(was_training)
-        self._since = time.perf_counter()
+        self._since = None
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a training step: speed of the step just done, over all processes
             now = time.perf_counter()
-            pairs, tokens = self._step_size
-            logs |= {"rows_per_s": pairs / (now - self._since), "tokens_per_s": tokens / (now - self._since)}
+            rows, tokens = self._step_size
+            seconds = now - (self._since or now)
+            logs |= {"rows_per_s": rows / seconds, "tokens_per_s": tokens / seconds}
+            self.seen["seconds"] += seconds
             self._since = now
         super().log(logs, start_time)
 
@@ -224,8 +229,8 @@ class StepLoop:
             self._metrics[mode][name].append(value)
         if mode == "train":
             self._step_size = rows, tokens
-            self.pairs_seen += rows
-            self.tokens_seen += tokens
+            self.seen["rows"] += rows
+            self.seen["tokens"] += tokens
 
     def _not_finite(self, loss: torch.Tensor, rows: np.ndarray) -> str:
         ids: Sequence[str] = self.rows["train"].table[rows.tolist()]["id"]

@@ -109,7 +109,15 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], path: str =
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Leaves the lines up to a step: what a resumed run repeats is not recorded twice."""
-    if path.is_file():
-        kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        path.write_text("".join(kept))
+    """Leaves the lines up to a step: what a resumed run repeats is not recorded twice. A line that was not written to its
+    end goes as well."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    path.write_text("".join(kept), encoding="utf-8")

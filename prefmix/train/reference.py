@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
 
 from prefmix.train.dpo import PairTrainer
 from prefmix.train.loop import RowSet
 
+Progress = Callable[[int, int], None]
+_WRITE_EVERY_S = 60.0
 COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
@@ -30,39 +33,54 @@ def reference_key(*parts: Any) -> str:
 
 
 def log_probabilities(
-    trainer: PairTrainer, rows: RowSet, path: Path, progress: Callable[[int, int], None]
+    trainer: PairTrainer, rows: RowSet, path: Path, progress: Progress, needed: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """`ref_chosen_logps, ref_rejected_logps`: float32 [rows] each, summed over the answer's tokens; read from `path`
-    where they are already. Processes share the work."""
+    """`ref_chosen_logps, ref_rejected_logps`: float32 [rows] each, summed over the answer's tokens; nan for rows that are
+    not `needed` (row numbers; all of them when absent).
+
+    What `path` has is not computed again, and what is computed is written there, now and then on the way too. Processes
+    share the work.
+    """
     accelerator = trainer.accelerator
-    found = _stored(path, len(rows))
-    if found is None:
-        found = {name: torch.zeros(len(rows)) for name in COLUMNS}
-        micros = trainer.micro_batches(rows, np.arange(len(rows)))
-        done = 0
-        for micro in micros[accelerator.process_index :: accelerator.num_processes]:
-            values = trainer.log_probabilities(rows.rows(micro))
-            for name, value in zip(COLUMNS, values, strict=True):
-                found[name][torch.as_tensor(micro)] = value
-            done += len(micro) * accelerator.num_processes
-            progress(min(done, len(rows)), len(rows))
-        if accelerator.num_processes > 1:
-            found = {
-                name: accelerator.reduce(value.to(accelerator.device), "sum").cpu() for name, value in found.items()
-            }
-        if accelerator.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged = path.with_name(f".{path.name}.{os.getpid()}")
-            save_file(found, staged)
-            os.replace(staged, path)
-    return {name: value.numpy() for name, value in found.items()}
+    needed = np.arange(len(rows)) if needed is None else np.unique(needed)
+    found = _stored(path, len(rows)) or {name: np.full(len(rows), np.nan, np.float32) for name in COLUMNS}
+    missing = needed[~np.isfinite(found[COLUMNS[0]][needed])]
+    if not len(missing):
+        return found
+    micros = [missing[micro] for micro in trainer.micro_batches(rows, missing)]
+    fresh = {name: np.zeros(len(rows), np.float32) for name in COLUMNS}
+    done, written = 0, time.monotonic()
+    for micro in micros[accelerator.process_index :: accelerator.num_processes]:
+        for name, values in zip(COLUMNS, trainer.log_probabilities(rows.rows(micro)), strict=True):
+            fresh[name][micro] = values.numpy()
+            if accelerator.num_processes == 1:
+                found[name][micro] = values.numpy()
+        done += len(micro) * accelerator.num_processes
+        progress(min(done, len(missing)), len(missing))
+        if accelerator.num_processes == 1 and time.monotonic() - written > _WRITE_EVERY_S:
+            _write(path, found)
+            written = time.monotonic()
+    if accelerator.num_processes > 1:
+        for name, values in fresh.items():
+            shared = accelerator.reduce(torch.from_numpy(values).to(accelerator.device), "sum").cpu().numpy()
+            found[name][missing] = shared[missing]
+    if accelerator.is_main_process:
+        _write(path, found)
+    accelerator.wait_for_everyone()
+    return found
 
 
-def _stored(path: Path, rows: int) -> dict[str, torch.Tensor] | None:
+def _write(path: Path, found: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(dict(found), staged)
+    os.replace(staged, path)
+
+
+def _stored(path: Path, rows: int) -> dict[str, np.ndarray] | None:
     """The values of a file; None when there is none, or it is damaged or another table's."""
     try:
         found = load_file(path)
     except (OSError, SafetensorError):
         return None
-    whole = all(name in found and found[name].shape == (rows,) for name in COLUMNS)
-    return found if whole and all(bool(torch.isfinite(value).all()) for value in found.values()) else None
+    return dict(found) if all(name in found and found[name].shape == (rows,) for name in COLUMNS) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from prefmix.train.checkpoints import last_checkpoint
 from prefmix.train.data import TokenRows
 from prefmix.train.guard import Guard
 from prefmix.train.records import StageRun
+from prefmix.train.report import write_report
 from prefmix.train.session import AnyStage, Session
 from prefmix.train.steps import Steps, plan_steps
 from prefmix.train.trainers import Trainer, is_tied, trainer_of
@@ -62,40 +62,35 @@ def run_stage(session: Session, stage: AnyStage, before: StageRun | None, resume
     watcher.work("load", 0, 1)
     trainer, guard = trainer_of(session, stage, before, folder, steps, table, tokens)
     guard.begin(trainer, checkpoint)
-    started = time.perf_counter()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trained = time.perf_counter() - started
     guard.end(trainer)
-    return _finish(session, trainer, guard, folder, record, trained)
+    return _finish(session, trainer, guard, folder, record)
 
 
-def _finish(
-    session: Session, trainer: Trainer, guard: Guard, folder: Path, record: dict[str, Any], wall_s: float
-) -> StageRun:
-    """Saves the adapter and completes run.json, last."""
-    tokens = trainer.tokens_seen
-    steps_here = max(1, len(trainer.steps) - guard.first_step)
+def _finish(session: Session, trainer: Trainer, guard: Guard, folder: Path, record: dict[str, Any]) -> StageRun:
+    """Saves the adapter and completes run.json; the model card comes last."""
+    rows, tokens, seconds = (trainer.seen[name] for name in ("rows", "tokens", "seconds"))
     losses = [line["loss"] for line in _lines(folder / "metrics.jsonl") if "loss" in line]
     record |= {
         "finished": records.now(),
-        "steps": len(trainer.steps),
         "tokens": tokens,
-        "wall_s": round(wall_s, 3),
-        "steps_timed": steps_here,
-        "pairs_per_s": round(trainer.pairs_seen / wall_s, 3),
-        "tokens_per_s": round(tokens / wall_s, 1),
-        "mfu": _mfu(trainer, wall_s),
+        "wall_s": round(seconds, 3),
+        "pairs_per_s": round(rows / seconds, 4),
+        "tokens_per_s": round(tokens / seconds, 1),
+        "mfu": _mfu(trainer, tokens / seconds),
         "peak_memory_bytes": records.peak_memory(),
+        "packed": trainer.packs,
         "token_budget": trainer.token_budget,
-        "losses": {"first": losses[0], "last": losses[-1], "mean": sum(losses) / len(losses)} if losses else {},
+        "losses": {"first": losses[0], "last": losses[-1], "mean": sum(losses) / len(losses)},
     }
     eos = guard.as_json()
     if session.is_main:
-        weights.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder / "adapter")
+        weights.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder / "adapter", session.base)
         session.tokenizer.tokenizer.save_pretrained(folder / "adapter")
         record["adapter_sha256"] = records.sha256_of(folder / "adapter")
         records.write_json(folder / "eos.json", eos)
         records.write_json(folder / "run.json", record)
+        write_report(folder, session.mixture.manifest)
     accelerate.PartialState().wait_for_everyone()
     del trainer
     gc.collect()
@@ -161,7 +156,7 @@ def _no_rows(mixture: Mixture, stage: AnyStage, tokens: TokenRows | None) -> str
     return f"The stage {stage.name} has no row left to train on ({reasons}). Raise max_length."
 
 
-def _mfu(trainer: Trainer, wall_s: float) -> float | None:
+def _mfu(trainer: Trainer, tokens_per_s: float) -> float | None:
     """Model FLOPs of the steps over what the device can do: 2 FLOPs a parameter and token forward, as many for the
     gradients of the activations, and as many again for those of the weights where all are trained."""
     peak = records.peak_flops(records.hardware(1)["device"])
@@ -169,8 +164,8 @@ def _mfu(trainer: Trainer, wall_s: float) -> float | None:
         return None
     model = trainer.accelerator.unwrap_model(trainer.model)
     lora = hasattr(model, "get_base_model")
-    flops = (4 if lora else 6) * matrix_parameters(model.config) * trainer.tokens_seen
-    return round(flops / wall_s / peak / trainer.accelerator.num_processes, 4)
+    flops = (4 if lora else 6) * matrix_parameters(model.config) * tokens_per_s
+    return round(flops / peak / trainer.accelerator.num_processes, 4)
 
 
 def matrix_parameters(config: Any) -> int:

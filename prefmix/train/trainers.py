@@ -107,6 +107,7 @@ def _with_reference(session: Session, trainer: PairTrainer, before: StageRun | N
             rows,
             session.folder / ".reference" / f"{key}.safetensors",
             lambda done, total: session.watcher.work("reference", done, total),
+            needed=trainer.steps.order if split == "train" else None,
         )
         trainer.rows[split] = replace(rows, extra=extra)
 

@@ -68,10 +68,11 @@ def device() -> torch.device:
 
 
 def dtype_of(settings: Train) -> DType:
-    """What is computed in: bf16 on a GPU, fp32 on a CPU, unless the recipe says."""
+    """What is computed in, unless the recipe says: bf16 on a GPU and on a CPU with matrix units for it (AMX, where it is
+    15 times as fast), fp32 on other CPUs."""
     if settings.dtype != "auto":
         return settings.dtype
-    return "float32" if device().type == "cpu" else "bfloat16"
+    return "float32" if device().type == "cpu" and not torch.cpu._is_amx_tile_supported() else "bfloat16"
 
 
 def load_base(base: Base, settings: Train, vocabulary: int | None = None) -> PreTrainedModel:
@@ -151,14 +152,17 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
         raise TrainError(f"{folder} is the adapter of another base: it has {loaded.unexpected_keys[0]}.")
 
 
-def save_adapter(model: PreTrainedModel | PeftModel, folder: Path) -> None:
-    """Writes the adapter (or the whole model, when there is none) as safetensors, in fp32."""
+def save_adapter(model: PreTrainedModel | PeftModel, folder: Path, base: Base) -> None:
+    """Writes the adapter (or the whole model, when there is none) as safetensors, in fp32. The base goes by its name, not
+    by the path of this machine."""
     if isinstance(model, PeftModel):
         folder.mkdir(parents=True, exist_ok=True)
         # Trained embeddings are modules of the adapter already: PEFT's own guess would save them a second time.
         tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
         save_file(_copies(tensors), folder / "adapter_model.safetensors", {"format": "pt"})
-        model.peft_config["default"].save_pretrained(str(folder))
+        settings = model.peft_config["default"]
+        settings.base_model_name_or_path, settings.revision = base.name, base.commit
+        settings.save_pretrained(str(folder))
     else:
         model.save_pretrained(folder)
 
