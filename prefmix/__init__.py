@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from prefmix.build import build
     from prefmix.errors import PrefmixError
     from prefmix.mixture import Mixture
+    from prefmix.publish import open_mixture
     from prefmix.recipe import Recipe, load_recipe
-    from prefmix.store import open_mixture
 
     __version__: str
 else:
@@ -34,7 +34,7 @@ _HOMES = {
     "Mixture": "prefmix.mixture",
     "Recipe": "prefmix.recipe",
     "load_recipe": "prefmix.recipe",
-    "open_mixture": "prefmix.store",
+    "open_mixture": "prefmix.publish",
 }
 
 

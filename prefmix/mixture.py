@@ -28,7 +28,7 @@ B = TypeVar("B")
 
 FORMAT = 1
 MANIFEST = "mixture.json"
-_BATCH_ROWS = 2048
+BATCH_ROWS = 2048
 _SHARD_BYTES = 512 * 2**20
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -90,16 +90,30 @@ def write_split(
     with ThreadPoolExecutor(pl.thread_pool_size()) as pool, ThreadPoolExecutor(1) as hasher:
         for shard in range(shards):
             path = f"{kind}/{split}-{shard:05d}-of-{shards:05d}.arrow"
-            slices = rows.slice(shard * per_shard, per_shard).iter_slices(_BATCH_ROWS)
-            with _HashingFile(folder / path) as file, pa.ipc.new_file(file, schema) as writer:
-                for batch in _ahead(pool, lambda part: rendered(part, kind, schema), slices):
-                    hashed = hasher.submit(digest.update, batch)
-                    writer.write_batch(batch)
-                    hashed.result()
-            files.append({"path": path, "sha256": file.hexdigest(), "bytes": file.bytes})
+            slices = rows.slice(shard * per_shard, per_shard).iter_slices(BATCH_ROWS)
+            batches = _ahead(pool, lambda part: rendered(part, kind, schema), slices)
+            files.append(write_shard(folder, path, schema, batches, digest, hasher))
     counted = [name for name in _TOKENS[kind] if name in schema.names]
     tokens = sum(int(rows[name].cast(pl.Int64).sum()) for name in counted)
     return {"rows": rows.height, "tokens": tokens if counted else None, "files": files}, digest
+
+
+def write_shard(
+    folder: Path,
+    path: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    digest: SplitDigest,
+    hasher: ThreadPoolExecutor,
+) -> dict[str, Any]:
+    """Writes record batches of at most `BATCH_ROWS` rows as one Arrow file, while `hasher` takes them into the digest;
+    gives the manifest's entry."""
+    with _HashingFile(folder / path) as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in batches:
+            hashed = hasher.submit(digest.update, batch)
+            writer.write_batch(batch)
+            hashed.result()
+    return {"path": path, "sha256": file.hexdigest(), "bytes": file.bytes}
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
@@ -223,12 +237,12 @@ class Mixture:
     @property
     def drops(self) -> pl.LazyFrame:
         """The ledger: every input row that is not in the mixture, with its reason (`prefmix.ledger.LEDGER`)."""
-        return pl.scan_parquet(self.folder / "drops" / "drops.parquet")
+        return pl.scan_parquet(self._record("drops/drops.parquet"))
 
     @property
     def changes(self) -> pl.LazyFrame:
         """The rows that are not as they were read: swapped, stripped (`prefmix.ledger.CHANGES`)."""
-        return pl.scan_parquet(self.folder / "drops" / "changes.parquet")
+        return pl.scan_parquet(self._record("drops/changes.parquet"))
 
     def verify(self) -> None:
         """Reads every file. Raises MixtureError naming the first one that is missing or is not what was written."""
@@ -253,6 +267,14 @@ class Mixture:
         ]
         files += self.manifest["records"]
         return all((p := self.folder / file["path"]).is_file() and p.stat().st_size == file["bytes"] for file in files)
+
+    def _record(self, path: str) -> Path:
+        found = self.folder / path
+        if not found.is_file():
+            raise MixtureError(
+                f"{self} has no ledger ({found} is missing): it was pushed to the Hub without, or is damaged."
+            )
+        return found
 
     def _check_file(self, file: Mapping[str, Any]) -> None:
         path = self.folder / file["path"]

@@ -23,12 +23,13 @@ from filelock import FileLock, Timeout
 from prefmix.errors import MixtureError, UsageError
 from prefmix.mixture import MANIFEST, Mixture, Unreadable, open_folder, write_durably
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+#: What a mixture may be called.
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _STAGING = ".staging-"
 
 
 def open_mixture(reference: str | Path, store: str | Path | None = None) -> Mixture:
-    """Opens a mixture by reference: a folder, `name` (its last version), `name@v2`, `name@<prefix of build or digest>`.
+    """Opens a mixture that is here: a folder, `name` (its last version), `name@v2`, `name@<prefix of build or digest>`.
 
     `store` is the folder that holds the mixtures: else the environment's PREFMIX_STORE, else `./mixtures`.
     Raises MixtureError when there is no such mixture, or more than one that it could mean.
@@ -37,9 +38,9 @@ def open_mixture(reference: str | Path, store: str | Path | None = None) -> Mixt
         return open_folder(Path(reference))
     text = str(reference)
     if text.startswith("hub:"):
-        raise UsageError(f"{text}: mixtures on the Hub cannot be opened yet.")
+        raise UsageError(f"{text} is on the Hub: open it with prefmix.open_mixture, or run `prefmix pull` first.")
     name, _, version = text.partition("@")
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise MixtureError(f"{text} is neither a mixture's folder (no {MANIFEST} there) nor a mixture's name.")
     return Store(store).find(name, version or None)
 
@@ -55,7 +56,7 @@ class Store:
         if not self.root.is_dir():
             return []
         return sorted(
-            folder.name for folder in self.root.iterdir() if _NAME.fullmatch(folder.name) and self.versions(folder.name)
+            folder.name for folder in self.root.iterdir() if NAME.fullmatch(folder.name) and self.versions(folder.name)
         )
 
     def versions(self, name: str) -> dict[str, dict[str, str]]:
@@ -108,31 +109,32 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
                 Path(lock.lock_file).unlink(missing_ok=True)
 
-    def publish(self, staged: Path, manifest: Mapping[str, Any]) -> Mixture:
+    def publish(self, staged: Path, manifest: Mapping[str, Any], label: str | None = None) -> Mixture:
         """Turns a staged folder into a version: the manifest last, one rename, then the label.
 
         A build that exists already adds nothing: its version is given back (and its folder replaced when files of it
-        are missing).
+        are missing). A new one gets the `label` that is asked for where that was never taken, else the next number.
         """
         name, build = manifest["name"], manifest["build"]
         home = self.root / name
         target = home / build
         with self._lock(name):
             labels = self._adopt_unlabelled(name)
-            label = next(
+            known = next(
                 (
-                    label
-                    for label, entry in reversed(labels.items())
+                    known
+                    for known, entry in reversed(labels.items())
                     if entry["build"] == build and "removed" not in entry
                 ),
                 None,
             )
-            if label is not None and target.is_dir():
+            if known is not None and target.is_dir():
                 existing = _readable(target)
                 if existing and existing.is_whole():
                     return existing
                 os.rename(target, f"{home / _STAGING}{token_hex(6)}")
-            label = label or f"v{max((_number(known) for known in labels), default=0) + 1}"
+            wanted = label if label not in labels else None
+            label = known or wanted or f"v{max(map(_number, labels), default=0) + 1}"
             created = datetime.now(UTC).isoformat(timespec="seconds")
             full = {**manifest, "version": label, "created": created}
             write_durably(staged / MANIFEST, json.dumps(full, indent=1, ensure_ascii=False) + "\n")

@@ -62,6 +62,32 @@ def test_what_was_fetched_once_is_not_asked_for_again(loopback_hub: LoopbackHub,
     assert loopback_hub.requests == []
 
 
+def test_an_interrupted_download_goes_on_where_it_ended(
+    loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    data = bytes(range(256)) * 2**17  # 32 MiB; the client goes on in steps of 10
+    commit = loopback_hub.commit(REPO, {"data.bin": data})
+    loopback_hub.fail("GET", "/resolve/", halved=True)
+    assert hub.download(REPO, commit, ["data.bin"])[0].read_bytes() == data
+    assert len(data) < loopback_hub.downloaded < 1.3 * len(data)
+
+
+def test_files_that_came_before_a_failure_are_not_fetched_again(
+    loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    commit = loopback_hub.commit(REPO, {"a.jsonl": b"{}", "b.jsonl": b"[]"})
+    loopback_hub.fail("GET", "/resolve/.*/b.jsonl", times=99)
+    with pytest.raises(HubError, match=REPO):
+        hub.download(REPO, commit, ["a.jsonl", "b.jsonl"])
+    loopback_hub.faults.clear()
+    loopback_hub.requests.clear()
+    paths = hub.download(REPO, commit, ["a.jsonl", "b.jsonl"])
+    assert [path.read_bytes() for path in paths] == [b"{}", b"[]"]
+    assert not [path for _, path in loopback_hub.requests if "a.jsonl" in path]
+
+
 def test_a_tokenizer_comes_from_a_model_repository(loopback_hub: LoopbackHub) -> None:
     loopback_hub.commit("someone/model", {"tokenizer.json": b"{}"}, repo_type="model")
     revision = hub.resolve_revision("someone/model", "main", "model")

@@ -40,7 +40,8 @@ def _limit_option(what: str, default: int) -> Callable[[Command], Command]:
 def show_command(mixture: str, sample: int | None, reason: str | None, store: str | None, as_json: bool) -> None:
     """Show what is in a mixture and what became of the rows that are not.
 
-    MIXTURE is a name (its last version), name@v2, name@ and the beginning of a build or digest, or a folder. A sample
+    MIXTURE is a name (its last version), name@v2, name@ and the beginning of a build or digest, a folder, or
+    hub:user/repo@v2, which is pulled into the store first. A sample
     is chosen by the mixture's seed: the same N rows every time. Dropped rows are read from their source again.
     """
     if reason is not None and sample is None:
@@ -235,8 +236,13 @@ def _to_remove(reference: str, store: str | None) -> tuple[Mixture, str]:
 
 
 def _open(reference: str, store: str | None) -> Mixture:
-    """A mixture whose files are all there."""
+    """A mixture whose files are all there; one on the Hub is pulled first."""
     from prefmix.inspect import check_whole
+
+    if reference.startswith("hub:"):
+        from prefmix.cli.hubs import pulled
+
+        return pulled(reference, store)
     from prefmix.store import open_mixture
 
     mixture = open_mixture(reference, store)

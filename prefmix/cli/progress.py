@@ -27,6 +27,9 @@ _STAGES = {
     "mix": ("mixing", ""),
     "split": ("splitting", ""),
     "write": ("writing", "rows"),
+    "convert": ("converting", "rows"),
+    "send": ("sending", "kB"),
+    "fetch": ("fetching", "kB"),
 }
 _WIDEST = max(len(label) for label, _ in _STAGES.values())
 _LOOK_S = 0.1  # a signal that arrives just before a wait begins is seen when it ends

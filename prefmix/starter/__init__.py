@@ -7,7 +7,7 @@
 groups    which files become one source
 nearest   formats that columns would fit under other names
 lines     the text of the recipe
-shipped   the recipes and data cards that come with prefmix
+shipped   the recipes that come with prefmix
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefmix import files, recipe, sources
+from prefmix.card import DataCard, data_cards
 from prefmix.errors import SourceError
 from prefmix.sources.match import union
 from prefmix.starter.groups import Origin, grouped, plain_name
 from prefmix.starter.lines import Found, LeftOut, one_line, recipe_lines, toml
 from prefmix.starter.nearest import nearest_formats
-from prefmix.starter.shipped import DataCard, data_cards, shipped_files
+from prefmix.starter.shipped import shipped_files
 
 __all__ = ["DataCard", "Found", "LeftOut", "Starter", "data_cards", "shipped_files", "starter_recipe"]
 
