@@ -121,6 +121,10 @@ base = "teknium/OpenHermes-2.5-Mistral-7B"
 base_revision = "def"
 output = "out"
 quantization = "none"
+dtype = "float32"
+adapter = "lora"
+add_tokens = true
+gradient_checkpointing = true
 lora = { r = 16, alpha = 32, dropout = 0.0, target = ["q_proj", "v_proj"] }
 eos = { min_stop_rate = 0.9, on_fail = "repair", prompts = 16, max_new_tokens = 128 }
 
@@ -475,6 +479,17 @@ CONTRADICTIONS = {
     STAGES + 'loss = ["sft", "sft"]': ("train.stages.0.loss", 9, "a loss is named twice"),
     STAGES + "label_smoothing = 0.1": ("train.stages.0.label_smoothing", 9, "the loss does not read it"),
     STAGES + 'loss = "exo_pair"': ("train.stages.0.loss", 9, "exo_pair needs `label_smoothing` above 0"),
+    STAGES.replace("[[", 'adapter = "none"\n[['): ("train.adapter", 6, "weights in 4 bits cannot be trained"),
+    STAGES.replace("[[", 'adapter = "none"\nquantization = "nf4"\n[['): (
+        "train.adapter",
+        6,
+        "weights in 4 bits cannot be trained",
+    ),
+    STAGES.replace("[[", 'adapter = "none"\nquantization = "none"\nlora = { r = 8 }\n[['): (
+        "train.lora",
+        8,
+        'has no meaning with `adapter = "none"`',
+    ),
     STAGES.replace("[[", '[train.eos]\non_fail = "repair"\n[['): (
         "train.eos.on_fail",
         7,
@@ -488,6 +503,11 @@ CONTRADICTIONS = {
 )
 def test_contradictions_between_keys_are_told(refuse, text, told):
     assert [found[:3] for found in refuse(text)] == [told]
+
+
+def test_all_weights_are_trained_where_they_are_not_in_4_bits(load):
+    train = load(STAGES.replace("[[", 'adapter = "none"\nquantization = "none"\n[[')).train
+    assert (train.adapter, train.quantization) == ("none", "none")
 
 
 def test_contradictions_are_told_beside_wrong_values_in_the_same_table(refuse):

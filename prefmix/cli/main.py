@@ -26,6 +26,9 @@ COMMANDS = {
     "contamination": ("prefmix.cli.contaminations", "Say which benchmarks a data set holds text of, and where."),
     "list": ("prefmix.cli.mixtures", "List the mixtures in the store and their versions."),
     "rm": ("prefmix.cli.mixtures", "Remove a version of a mixture."),
+    "push": ("prefmix.cli.hubs", "Push a mixture to the Hub, as one tagged commit with a card."),
+    "pull": ("prefmix.cli.hubs", "Pull a mixture from the Hub into the store."),
+    "train": ("prefmix.cli.trains", "Train a model on a mixture, as the recipe says."),
 }
 
 FIRST_STEPS = "First steps: prefmix init --recipe quickstart, then prefmix build quickstart.toml"

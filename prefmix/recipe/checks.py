@@ -140,6 +140,11 @@ def _train(train: dict[str, Any]) -> Iterator[Finding]:
             if "if_needed" in stage:
                 yield Finding((*path, "if_needed"), "only sft stages have it")
             yield from _losses(path, stage)
+    if train.get("adapter") == "none":
+        if train.get("quantization", "nf4") == "nf4":
+            yield Finding(("train", "adapter"), "weights in 4 bits cannot be trained", 'set quantization = "none"')
+        if "lora" in train:
+            yield Finding(("train", "lora"), 'has no meaning with `adapter = "none"`')
     repairs = any(isinstance(stage, dict) and stage.get("if_needed") is True for stage in stages)
     if _table(train, "eos").get("on_fail") == "repair" and not repairs:
         yield Finding(("train", "eos", "on_fail"), "no sft stage is marked `if_needed = true`", 'or: "warn", "stop"')
