@@ -1,6 +1,6 @@
 """How a model loses the token that ends its turn, and what keeps it: SmolLM2-135M on real pairs, over three seeds.
 
-    python scripts/study_eos.py --base models/smollm2 [--seeds 3] [--steps 12] [--json FILE]
+    python scripts/study_eos.py --base models/smollm2 [--seeds 3] [--steps 30] [--json FILE]
 
 Reads ../shared/data/orca_dpo_pairs. Every condition is a recipe that is built and trained as a user would do it, but for
 one: pairs whose chosen side lacks `<|im_end|>` do not get past the guard, so that one takes the token off behind its back.
@@ -31,7 +31,7 @@ from prefmix.train.loop import RowSet, pairs
 from prefmix.train.run import train
 
 ROWS = Path(__file__).resolve().parents[2] / "shared" / "data"
-SHORT = "LENGTH(chosen) < 600 AND LENGTH(rejected) < 600 AND LENGTH(question) < 600"
+SHORT = "LENGTH(chosen) BETWEEN 40 AND 300 AND LENGTH(rejected) BETWEEN 20 AND 300 AND LENGTH(question) < 300"
 LIKE = f"{SHORT} AND LENGTH(chosen) < 1.25 * LENGTH(rejected) AND LENGTH(rejected) < 1.25 * LENGTH(chosen)"
 LONGER = f"{SHORT} AND LENGTH(chosen) > 1.5 * LENGTH(rejected)"
 #: name, pairs, losses, whether the chosen side keeps its <|im_end|>, whether an EOS SFT stage follows
@@ -58,20 +58,21 @@ learning_rate = 2e-4
 name = "study"
 [sources.orca]
 format = "orca_dpo_pairs"
-path = {json.dumps(str(ROWS / "orca_dpo_pairs" / "real_intel_rows.parquet"))}
+path = {json.dumps(str(ROWS / "orca_dpo_pairs" / "converted.parquet"))}
 where = {json.dumps(where)}
+take = 300
 [sources.hermes]
 format = "openhermes"
 path = {json.dumps(str(ROWS / "openhermes" / "converted_hermes_sources.parquet"))}
-where = "LENGTH(output) < 400 AND LENGTH(output) > 20 AND LENGTH(instruction) < 400"
-take = 400
+where = "LENGTH(output) BETWEEN 20 AND 300 AND LENGTH(instruction) < 300"
+take = 300
 [splits]
-test = 0.1
+test = 0.05
 [train]
 base = {json.dumps(str(base))}
 quantization = "none"
 lora = {{ r = 16, alpha = 16, dropout = 0.0 }}
-eos = {{ prompts = 16, max_new_tokens = 128 }}
+eos = {{ prompts = 12, max_new_tokens = 64 }}
 [[train.stages]]
 name = "dpo"
 method = "dpo"
@@ -152,7 +153,8 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--base", type=Path, required=True, help="folder of SmolLM2-135M-Instruct as safetensors")
     asked.add_argument("--seeds", type=int, default=3)
-    asked.add_argument("--steps", type=int, default=12)
+    asked.add_argument("--steps", type=int, default=30)
+    asked.add_argument("--condition", type=int, action="append", help="only these, counted from 0")
     asked.add_argument("--json", type=Path, help="also write every run's figures here")
     given = asked.parse_args()
     if not ROWS.is_dir():
@@ -161,7 +163,7 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     found: list[dict[str, Any]] = []
-    for condition in CONDITIONS:
+    for condition in [CONDITIONS[place] for place in given.condition or range(len(CONDITIONS))]:
         for seed in range(1, given.seeds + 1):
             with tempfile.TemporaryDirectory() as folder:
                 found += one_run(given.base.resolve(), condition, seed, given.steps, Path(folder))

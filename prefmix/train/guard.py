@@ -23,16 +23,22 @@ class Guard:
         self.history: list[dict[str, Any]] = []
         self.first_step = 0
 
-    def begin(self, trainer: Any, checkpoint: Path | None) -> None:
-        """Measures the model as the stage finds it; a resumed stage has that in its eos.json."""
+    def begin(self, trainer: Any, checkpoint: Path | None, left: Mapping[str, Any] | None) -> None:
+        """Measures the model as the stage finds it, unless that is known: a resumed stage has it in its eos.json, and what
+        the stage before has `left` is what this one finds."""
         known = records.read_json(self.path) if checkpoint else None
         if known and checkpoint:
             self.first_step = int(checkpoint.name.rpartition("-")[2])
             self.before = known["before"]
             self.history = [entry for entry in known["history"] if entry["step"] <= self.first_step]
+        elif left and (left["rows"], left["split"]) == (len(self.session.held_out), self.session.held_out.split):
+            self.before = left["after"]
+            self._write()
         else:
             self.before = self.session.measured(trainer.accelerator.unwrap_model(trainer.model)).as_json()
             self._write()
+        told = {f"eval_{name}": self.before[name] for name in ("p_eos", "log_p_eos", "stop_rate")}
+        self.session.watcher.step(self.first_step, told)
 
     def during(self, model: torch.nn.Module, step: int) -> Mapping[str, float]:
         measured = self.session.measured(model)

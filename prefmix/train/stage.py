@@ -61,7 +61,7 @@ def run_stage(session: Session, stage: AnyStage, before: StageRun | None, resume
     accelerate.PartialState().wait_for_everyone()
     watcher.work("load", 0, 1)
     trainer, guard = trainer_of(session, stage, before, folder, steps, table, tokens)
-    guard.begin(trainer, checkpoint)
+    guard.begin(trainer, checkpoint, before.eos if before else None)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     guard.end(trainer)
     return _finish(session, trainer, guard, folder, record)
