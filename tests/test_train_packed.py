@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -12,11 +14,13 @@ from hypothesis import strategies as st
 from prefmix.train.packed import (
     PackedModel,
     add_packed_forward,
+    block_mask,
     mask,
     pack_conversations,
     pack_pairs,
     refused,
     windows,
+    with_block_masks,
 )
 
 VOCABULARY = 97
@@ -48,11 +52,12 @@ def model_of(name: str, attention: str = "sdpa"):
     if key not in _models:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            config = CONFIGS[name]
-            config._attn_implementation = attention
-            model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+            kind = "sdpa" if attention == "flex" else attention
+            model = transformers.AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), attn_implementation=kind)
             for parameter in model.parameters():  # far from a uniform distribution, so that mistakes show
                 torch.nn.init.normal_(parameter, std=0.25)
+        if attention == "flex":
+            with_block_masks(model)
         add_packed_forward(model)
         _models[key] = model
     model = _models[key]
@@ -151,6 +156,48 @@ def test_eager_attention_takes_the_same_pack():
     rows = [{"prompt_ids": [5, 6, 7], "chosen_ids": [8, 9], "rejected_ids": [3, 4, 2]}] * 2
     eager, sdpa = (packed_log_probabilities(model_of("llama", kind), rows) for kind in ("eager", "sdpa"))
     torch.testing.assert_close(eager, sdpa, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:flex_attention called without torch.compile", "ignore:.*memory.*", "ignore::FutureWarning"
+)
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2 with two kinds of layers"])
+def test_block_masks_give_what_dense_ones_give_with_gradients(name):
+    rows = [
+        {"prompt_ids": list(range(1, 60)), "chosen_ids": [8, 9, 3] * 9, "rejected_ids": [3, 4, 2]},
+        {"prompt_ids": [7], "chosen_ids": [11] * 40, "rejected_ids": list(range(5, 50))},
+    ]
+    found = {}
+    for attention in ("sdpa", "flex"):
+        model = model_of(name, attention)
+        log_probs = packed_log_probabilities(model, rows)
+        log_probs.sum().backward()
+        found[attention] = [log_probs.detach(), *(parameter.grad for parameter in model.parameters())]
+    scale = max(gradient.abs().max().item() for gradient in found["sdpa"][1:])
+    for dense, sparse in zip(found["sdpa"], found["flex"], strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-5, atol=1e-5 * scale)
+
+
+@settings(max_examples=10, deadline=None)
+@given(rows=st.lists(pair, min_size=1, max_size=8), window=st.sampled_from([None, 5, 40]))
+def test_a_block_mask_sees_what_the_dense_mask_sees(rows, window):
+    pack = pack_pairs(rows)
+    blocks, dense = block_mask(pack, window), mask(pack, window)[0, 0]
+    places = torch.arange(len(pack.rows))
+    assert torch.equal(blocks.mask_mod(0, 0, places[:, None], places[None, :]), dense)
+    seen = torch.nn.functional.pad(dense, (0, -len(places) % 128, 0, -len(places) % 128)).unflatten(0, (-1, 128))
+    seen = seen.unflatten(2, (-1, 128)).any(3).any(1)
+    assert torch.equal(blocks.to_dense()[0, 0].bool(), seen)
+
+
+def test_a_model_with_block_masks_still_takes_plain_batches():
+    ids = torch.tensor([[5, 6, 7, 0], [8, 9, 3, 4]])
+    padding = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    plain, flex = (
+        model_of("mistral", kind)(input_ids=ids, attention_mask=padding).logits[padding.bool()]
+        for kind in ("sdpa", "flex")
+    )
+    torch.testing.assert_close(flex, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_the_mask_of_a_pair_is_this():

@@ -6,7 +6,9 @@ read where they are predicted (the last position of the prompt predicts the firs
 head, and laid out as TRL's losses expect them. A conversation is a row with one part.
 
 What a position sees is the same as in a forward pass of its own sequence, so the numbers are the same up to rounding; this
-is checked on rows of the data before it is relied on (`agrees`).
+is checked on rows of the data before it is relied on (`StepLoop.packs_agree`).
+
+On a GPU the mask is a block mask for FlexAttention, which skips the blocks that nobody sees; on a CPU it is dense.
 """
 
 from __future__ import annotations
@@ -18,11 +20,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import repeat_kv
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from trl.kernels import ChunkedLogProbFunction
 
 _STATISTICS = ("log_probs", "entropy", "mean_logits", "is_top1")
 #: Columns of the head that TRL's kernel works on at once: its own choice on a GPU, on a CPU a tile that stays in cache.
-_CPU_CHUNK, _GPU_CHUNK = 2048, 32_768
+CPU_CHUNK, GPU_CHUNK = 2048, 32_768
 #: Settings of a config that change the logits behind the head: such a model takes the padded path.
 _BEHIND_THE_HEAD = (
     "final_logit_softcapping",
@@ -129,6 +136,46 @@ def mask(pack: Pack, window: int | None = None) -> torch.Tensor:
     return sees(pack.rows, pack.parts, pack.position_ids, places[:, None], places[None, :], window)[None, None]
 
 
+def block_mask(pack: Pack, window: int | None = None) -> BlockMask:
+    """The same as `mask`, as FlexAttention takes it: which blocks of 128 by 128 are seen whole, in part or not at all."""
+    length, device = len(pack.rows), pack.rows.device
+
+    def seen(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        return sees(pack.rows, pack.parts, pack.position_ids, query, key, window)
+
+    return create_block_mask(seen, 1, 1, length, length, device=device, _compile=device.type == "cuda")
+
+
+def with_block_masks(model: Any) -> None:
+    """Lets a model take block masks; with any other mask (or none) its attention stays SDPA."""
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+    model.set_attn_implementation(_ATTENTION)
+
+
+_ATTENTION = "prefmix"
+
+
+def _attention(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: Any = None, **rest: Any
+) -> Any:
+    """Attention as transformers calls it: [batch, heads, L, width] in, [batch, L, heads, width] out."""
+    if not isinstance(attention_mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+    heads, groups = query.shape[1], key.shape[1]
+    if heads & (heads - 1):  # the kernel's own grouping takes powers of two only
+        key, value, groups = repeat_kv(key, heads // groups), repeat_kv(value, heads // groups), heads
+    attend = _compiled() if query.device.type == "cuda" else flex_attention
+    found = attend(query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=groups != heads)
+    return found.transpose(1, 2).contiguous(), None
+
+
+@functools.cache
+def _compiled() -> Any:
+    """FlexAttention compiled for lengths that change: packs of other lengths do not compile it again."""
+    return torch.compile(flex_attention, dynamic=True)
+
+
 def windows(config: Any) -> dict[str, int | None]:
     """The sliding window of each kind of attention layer of a model: one entry, but for models that mix kinds."""
     text = config.get_text_config()
@@ -147,7 +194,7 @@ def refused(config: Any) -> str | None:
         return f"its layers of kind {', '.join(sorted(kinds))} do not take a mask of pairs"
     if behind := [name for name in _BEHIND_THE_HEAD if getattr(text, name, None) is not None]:
         return f"it changes its logits behind the head ({behind[0]})"
-    if config._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in ("sdpa", "eager", _ATTENTION):
         return f"its attention is {config._attn_implementation}"
     return None
 
@@ -155,11 +202,13 @@ def refused(config: Any) -> str | None:
 def add_packed_forward(model: Any) -> None:
     """Gives a causal language model's forward the argument `packed`, a dict of tensors (`arguments`): it then gives the
     statistics of the targets (`_STATISTICS`, [T] each) instead of logits. Wrappers (PEFT, DDP) pass the argument on."""
+    if model.device.type == "cuda" and model.config._attn_implementation == "sdpa":
+        with_block_masks(model)
     inner = model.forward
     kinds = windows(model.config)
 
     @functools.wraps(type(model).forward)
-    def forward(*args: Any, packed: Mapping[str, torch.Tensor] | None = None, **kwargs: Any) -> Any:
+    def forward(*args: Any, packed: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
         if packed is None:
             return inner(*args, **kwargs)
         masks = {kind: packed[f"mask_{kind}"] for kind in kinds}
@@ -176,7 +225,7 @@ def add_packed_forward(model: Any) -> None:
             head.bias,
             packed["targets"],
             1.0,
-            _CPU_CHUNK if hidden.device.type == "cpu" else _GPU_CHUNK,
+            CPU_CHUNK if hidden.device.type == "cpu" else GPU_CHUNK,
             None,
             1.0,
             _STATISTICS,
@@ -187,14 +236,17 @@ def add_packed_forward(model: Any) -> None:
     model.forward = forward
 
 
-def arguments(pack: Pack, config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def arguments(pack: Pack, config: Any, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The argument `packed` for a pack."""
     there = Pack(*(getattr(pack, name).to(device) for name in _TENSORS), pack.shape)
     found = {name: getattr(there, name) for name in ("read_at", "targets")}
     found |= {name: getattr(there, name)[None] for name in ("input_ids", "position_ids")}
     for kind, window in windows(config).items():
-        visible = mask(there, window)
-        found[f"mask_{kind}"] = visible if config._attn_implementation == "sdpa" else _additive(visible, dtype)
+        if config._attn_implementation == _ATTENTION:
+            found[f"mask_{kind}"] = block_mask(there, window)
+        else:
+            visible = mask(there, window)
+            found[f"mask_{kind}"] = visible if config._attn_implementation == "sdpa" else _additive(visible, dtype)
     return found
 
 
