@@ -1,6 +1,6 @@
 """How a model loses the token that ends its turn, and what keeps it: SmolLM2-135M on real pairs, over three seeds.
 
-    python scripts/study_eos.py --base models/smollm2 [--seeds 3] [--steps 30] [--json FILE]
+    python scripts/study_eos.py --base models/smollm2 [--seeds 3] [--steps 16] [--json FILE]
 
 Reads ../shared/data/orca_dpo_pairs. Every condition is a recipe that is built and trained as a user would do it, but for
 one: pairs whose chosen side lacks `<|im_end|>` do not get past the guard, so that one takes the token off behind its back.
@@ -15,11 +15,12 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean
 from typing import Any
+from unittest.mock import patch
 
 import datasets
 import torch
@@ -52,7 +53,7 @@ name = "eos"
 method = "sft"
 max_steps = {steps}
 batch_size = 4
-learning_rate = 2e-4
+learning_rate = 5e-4
 """ if repaired else ""  # fmt: skip
     return f"""
 name = "study"
@@ -72,13 +73,13 @@ test = 0.05
 base = {json.dumps(str(base))}
 quantization = "none"
 lora = {{ r = 16, alpha = 16, dropout = 0.0 }}
-eos = {{ prompts = 12, max_new_tokens = 64 }}
+eos = {{ prompts = 12, max_new_tokens = 48 }}
 [[train.stages]]
 name = "dpo"
 method = "dpo"
 max_steps = {steps}
 batch_size = 4
-learning_rate = 2e-4
+learning_rate = 5e-4
 beta = {beta}
 loss = {json.dumps(list(losses))}
 loss_weights = {[1.0, 0.1][: len(losses)]}
@@ -87,7 +88,7 @@ max_length = 1024
 
 
 @contextmanager
-def without_end_in_chosen() -> Iterator[None]:
+def without_end_in_chosen() -> Generator[None]:
     """Takes the last token off the chosen answers of the training rows, which no recipe can ask for."""
 
     def forced(table: datasets.Dataset, *extra: Any) -> RowSet:
@@ -95,11 +96,8 @@ def without_end_in_chosen() -> Iterator[None]:
         plain = datasets.Dataset.from_dict({**{name: table[name] for name in table.column_names}, "chosen_ids": bare})
         return pairs(plain.cast(table.features), *extra)
 
-    trainers.pairs = forced
-    try:
+    with patch.object(trainers, "pairs", forced):
         yield
-    finally:
-        trainers.pairs = pairs
 
 
 def one_run(base: Path, condition: tuple, seed: int, steps: int, folder: Path) -> list[dict[str, Any]]:
@@ -153,7 +151,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--base", type=Path, required=True, help="folder of SmolLM2-135M-Instruct as safetensors")
     asked.add_argument("--seeds", type=int, default=3)
-    asked.add_argument("--steps", type=int, default=30)
+    asked.add_argument("--steps", type=int, default=16)
     asked.add_argument("--condition", type=int, action="append", help="only these, counted from 0")
     asked.add_argument("--json", type=Path, help="also write every run's figures here")
     given = asked.parse_args()
