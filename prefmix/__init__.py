@@ -4,6 +4,7 @@ mixture = prefmix.build("recipe.toml")
 mixture.scan("preference", "train")     # a Polars LazyFrame
 mixture.dataset_dict("preference")      # a datasets.DatasetDict
 mixture.drops                           # why rows are not in it
+run = prefmix.train("recipe.toml")      # with the extra `train`
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
     from prefmix.mixture import Mixture
     from prefmix.publish import open_mixture
     from prefmix.recipe import Recipe, load_recipe
+    from prefmix.train.run import train
 
     __version__: str
 else:
     ModuleType = type(sys)
 
-__all__ = ["Mixture", "PrefmixError", "Recipe", "__version__", "build", "load_recipe", "open_mixture"]
+__all__ = ["Mixture", "PrefmixError", "Recipe", "__version__", "build", "load_recipe", "open_mixture", "train"]
 
 _HOMES = {
     "build": "prefmix.build",
@@ -35,12 +37,14 @@ _HOMES = {
     "Recipe": "prefmix.recipe",
     "load_recipe": "prefmix.recipe",
     "open_mixture": "prefmix.publish",
+    "train": "prefmix.train.run",
 }
 
 
 class _Package(ModuleType):
-    """Gives the public names. `prefmix.build` is the function even after the module prefmix/build.py was imported,
-    which Python would bind to the same name; import from the module with `from prefmix.build import ...`."""
+    """Gives the public names. `prefmix.build` and `prefmix.train` are the functions even after the module prefmix/build.py or
+    the package prefmix/train was imported, which Python would bind to the same name; import from these with
+    `from prefmix.build import ...`."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

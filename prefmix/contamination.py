@@ -16,13 +16,14 @@ from prefmix.errors import MixtureError, SourceError
 from prefmix.fields import listed, read_texts
 from prefmix.ledger import ALIVE
 from prefmix.mixture import MANIFEST, Mixture
+from prefmix.publish import open_mixture
 from prefmix.schema import CANONICAL, KINDS, MESSAGES, Kind, with_ids
 from prefmix.sources.match import union
 from prefmix.starter.groups import Origin, grouped
-from prefmix.store import open_mixture
 
 #: What may be the name of a mixture in the store.
 _REFERENCE = re.compile(r"[a-z0-9][a-z0-9._-]*(@.*)?")
+_ON_HUB = "hub:"
 _LABELS = "versions.json"  # in the folder of a mixture's versions
 
 
@@ -53,12 +54,12 @@ def contamination(
 ) -> Contamination:
     """Looks for text of benchmarks in data sets.
 
-    `data`: mixtures (see `open_mixture`), files, folders, glob patterns or data sets on the Hub (owner/name). Their
+    `data`: mixtures (see `prefmix.open_mixture`), files, folders, glob patterns or data sets on the Hub (owner/name). Their
     formats are found from their columns; with `columns` each row's texts in these are searched instead. `against`: suites,
     or files with the `fields` that hold the text of an item (without, those with well-known names).
 
     Raises:
-        SourceError, HubError: data or a benchmark cannot be read, or has no such field.
+        SourceError, MixtureError, HubError: data or a benchmark cannot be read, or has no such field.
         UsageError: a suite was given fields.
     """
     with _without_recipe("--field"):
@@ -160,7 +161,9 @@ def _unseen(origin: Origin, root: Path, seen: set[Path]) -> Origin | None:
 
 
 def _is_mixture(text: str, root: Path) -> bool:
-    """Whether a text means a mixture: by a folder, or by its name where no file has that name or would have it."""
+    """Whether a text means a mixture: on the Hub, by a folder, or by its name where no file has it or would have it."""
+    if text.startswith(_ON_HUB):
+        return True
     path = root / text
     if not path.exists():
         return _REFERENCE.fullmatch(text) is not None and not files.is_data_file(text)
@@ -176,7 +179,7 @@ def _mixture(text: str, store: str | Path | None) -> Mixture:
     try:
         return open_mixture(text, store)
     except MixtureError as error:
-        if path.exists():
+        if text.startswith(_ON_HUB) or path.exists():
             raise
         raise MixtureError(f"{error} No file or folder is called {text} either.") from None
 

@@ -2,6 +2,7 @@
 
 <store>/<name>/<build12>/       a mixture
 <store>/<name>/versions.json    {"v1": {"build", "digest", "created"}, ...}
+<store>/<name>/.tokens/         token ids that training made, <digest12>-*.arrow (train/data.py)
 <store>/<name>/.staging-*/      a build under way; its lock file stands beside it while the process lives
 """
 
@@ -26,6 +27,7 @@ from prefmix.mixture import MANIFEST, Mixture, Unreadable, open_folder, write_du
 #: What a mixture may be called.
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _STAGING = ".staging-"
+_TOKENS = ".tokens"
 
 
 def open_mixture(reference: str | Path, store: str | Path | None = None) -> Mixture:
@@ -146,7 +148,8 @@ class Store:
         return Mixture(target, full, is_new=True)
 
     def remove(self, mixture: Mixture) -> None:
-        """Removes one version. Its label stays taken: it never names other rows later."""
+        """Removes one version, and its token ids where no other version has the same content. Its label stays taken: it
+        never names other rows later."""
         with self._lock(mixture.name):
             labels = self._labels(mixture.name)
             labels[mixture.version] = {
@@ -158,6 +161,10 @@ class Store:
             if mixture.folder.is_dir():  # somebody may have deleted it by hand
                 os.rename(mixture.folder, grave)
                 shutil.rmtree(grave, ignore_errors=True)
+            content = mixture.digest[:12]
+            if not any(entry["digest"].startswith(content) for entry in labels.values() if "removed" not in entry):
+                for path in (self.root / mixture.name / _TOKENS).glob(f"{content}-*"):
+                    path.unlink(missing_ok=True)
 
     def _labels(self, name: str) -> dict[str, dict[str, str]]:
         path = self.root / name / "versions.json"

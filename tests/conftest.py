@@ -23,6 +23,14 @@ def real_data() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="session")
+def smollm2_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct as a folder that transformers loads; it is converted once for all tests."""
+    from small_models import smollm2
+
+    return smollm2(tmp_path_factory.getbasetemp() / "smollm2")
+
+
 @pytest.fixture
 def loopback_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
     """An empty Hub on a loopback port, with a cache of its own and no token."""

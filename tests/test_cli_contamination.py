@@ -205,6 +205,34 @@ def test_a_field_may_be_a_key_inside_a_column(prefmix: Prefmix) -> None:
     assert found_in(said.out) == {"nested.jsonl": (1, 1)}
 
 
+def test_a_mixture_on_the_hub_is_pulled_and_searched(
+    prefmix: Prefmix, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
+    lines("pairs.jsonl", [*clean(5), pair(LONG)])
+    build(prefmix, 'name = "mix"\n[sources.pairs]\npath = "pairs.jsonl"\n[splits]\ntest = 0\n')
+    assert prefmix("push", "mix", "someone/mix", "-q").code == 0
+    monkeypatch.setenv("PREFMIX_STORE", "elsewhere")
+    said = prefmix("contamination", "hub:someone/mix@v1", "--against", "quiz.csv", "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["rows"] == {"mix@v1/preference": 6}
+    assert found_in(said.out) == {"quiz.csv": (1, 1)}
+    assert str(open_mixture("mix", "elsewhere")) == "mix@v1"
+
+
+def test_a_mixture_that_is_not_on_the_hub_is_an_error_of_the_hub(prefmix: Prefmix, loopback_hub: LoopbackHub) -> None:
+    loopback_hub.commit("some/pairs", {"README.md": b"# Pairs"})
+    for reference, words in (
+        ("hub:some/nothing@v1", "some/nothing"),
+        ("hub:some/pairs", "no mixture"),
+        ("hub:x", "user/repo@v2"),
+    ):
+        said = prefmix("contamination", reference, "--against", "quiz.csv")
+        assert said.code in (1, 2)
+        assert words in said.err
+        assert "No file or folder" not in said.err
+
+
 def test_several_benchmarks_are_told_apart_and_a_suite_is_read_from_the_hub(
     prefmix: Prefmix, loopback_hub: LoopbackHub
 ) -> None:

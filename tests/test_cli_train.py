@@ -407,6 +407,24 @@ def test_without_the_extra_it_is_said_what_to_install(shop: Path) -> None:
     assert done.stderr == f"error: prefmix train needs torch, {INSTALL}\n"
 
 
+@pytest.mark.parametrize(
+    ("changes", "code", "told"),
+    [
+        ([], 2, "has no [train]: name a base model"),
+        (["--set", "splits.test=0.1", "--set", "train.base=micro"], 1, "Run `prefmix build` first"),
+        (["--set", "train.base=micro", "--mixture", "tiny@v9"], 1, "tiny@v9 does not exist"),
+    ],
+)
+def test_what_is_wrong_with_the_recipe_or_the_mixture_is_told_before_torch_is_imported(
+    shop: Path, changes: list[str], code: int, told: str
+) -> None:
+    recipe_of(shop, *([DPO] if changes else []), train="")
+    command = [sys.executable, "-c", WITHOUT_TORCH, "train", "tiny.toml", *changes]
+    done = subprocess.run(command, cwd=shop, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert told in done.stderr
+
+
 def test_a_package_that_is_missed_later_is_named_too(
     train: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -515,15 +533,15 @@ def _sigint() -> Iterator[None]:
     ("moment", "told"),
     [
         (
-            "prefmix.train.stage.trainer_of",
+            ("prefmix.train.stage", "trainer_of"),
             "in the stage dpo, at step 0 of 2; there is no checkpoint of it yet: "
             "`prefmix train tiny.toml --resume` starts this stage again",
         ),
-        ("prefmix.train.run.load_tokenizer", "nothing was trained"),
+        (("prefmix.train.run", "load_tokenizer"), "nothing was trained"),
     ],
 )
 def test_ctrl_c_before_the_first_checkpoint_says_so(
-    train: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, moment: str, told: str
+    train: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, moment: tuple[str, str], told: str
 ) -> None:
     let_go = threading.Event()
 
@@ -532,7 +550,8 @@ def test_ctrl_c_before_the_first_checkpoint_says_so(
         let_go.wait()
         raise TrainError("this comes too late for anybody to see")
 
-    monkeypatch.setattr(moment, interrupted)
+    module, name = moment
+    monkeypatch.setattr(sys.modules[module], name, interrupted)
     said = train()
     let_go.set()
     assert (said.code, said.out) == (130, "")

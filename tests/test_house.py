@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -114,13 +117,25 @@ def test_the_public_names_are_these():
         "build",
         "load_recipe",
         "open_mixture",
+        "train",
     ]
     for name in prefmix.__all__:
         assert getattr(prefmix, name) is not None
 
 
+@pytest.mark.parametrize(("name", "home"), [("build", "prefmix.build"), ("train", "prefmix.train.run")])
+def test_a_public_function_keeps_its_name_when_the_module_of_that_name_is_imported(name, home):
+    module = importlib.import_module(home)
+    function = getattr(prefmix, name)
+    assert function is getattr(module, name)
+    assert inspect.isfunction(function)
+    code = f"import prefmix\nimport {home}\nfrom {home} import {name}\nassert prefmix.{name} is {name}"
+    exec(code, {})
+    assert isinstance(sys.modules[f"prefmix.{name}"], types.ModuleType)
+
+
 def test_importing_prefmix_does_not_import_polars():
-    code = "import sys, prefmix; print([m for m in ('polars', 'pyarrow', 'datasets', 'pydantic') if m in sys.modules])"
+    code = "import sys, prefmix; print([m for m in ('polars', 'pyarrow', 'datasets', 'pydantic', 'torch') if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

@@ -191,8 +191,8 @@ LONG = (
 
 @pytest.fixture
 def seed_data_sets(loopback_hub: LoopbackHub) -> LoopbackHub:
-    """The three data sets of the reference run with 20 rows each, the suites that its model is measured with, and its
-    tokenizer. In the pairs are two ties, a copy, a near-duplicate and a question of each of two suites."""
+    """The three data sets of the reference run with 20 rows each, the suites that its model is measured with, and the
+    tokenizers of the models that are trained. In the pairs are two ties, a copy, a near-duplicate and a question of each of two suites."""
     questions = [f"What is the answer to question {number}?" for number in range(20)]
     right, wrong = ([f"The {word} answer is {number}." for number in range(20)] for word in ("right", "wrong"))
     orca = {"system": [""] * 20, "question": questions, "chosen": right, "rejected": wrong}
@@ -217,7 +217,8 @@ def seed_data_sets(loopback_hub: LoopbackHub) -> LoopbackHub:
     measured = load_recipe(ROOT / "recipes" / "dpopenhermes.toml").decontaminate.suites
     commit_suites(loopback_hub, measured, {"truthfulqa": {"question": TRUTHFULQA}, "gsm8k": {"question": GSM8K}})
     model = {"tokenizer.json": word_tokenizer(), "config.json": b"{}"}
-    loopback_hub.commit("teknium/OpenHermes-2.5-Mistral-7B", model, repo_type="model")
+    for base in ("teknium/OpenHermes-2.5-Mistral-7B", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+        loopback_hub.commit(base, model, repo_type="model")
     return loopback_hub
 
 
@@ -234,33 +235,57 @@ def json_array(columns: Mapping[str, list[object]]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "kept", "measured"),
+    ("name", "kept", "measured", "dropped"),
     [
         (
             "dpopenhermes",
             {"orca": 17, "ultrafeedback": 17, "openhermes": 20},
             {"truthfulqa": 1, "agieval": 0, "bbh": 0, "gpt4all": 0, "gsm8k": 1, "mt_bench": 0},
+            ["dedupe/near", "dedupe/pair", "filter/tie", "filter/tie"],
         ),
-        ("dpopenhermes-original", {"orca": 20, "ultrafeedback": 20, "openhermes": 20}, {}),
+        ("dpopenhermes-original", {"orca": 20, "ultrafeedback": 20, "openhermes": 20}, {}, []),
+        ("smollm2", {"orca": 18, "openhermes": 20}, {}, ["dedupe/near", "dedupe/pair"]),
     ],
 )
-def test_the_reference_recipes_build_over_the_hub(
-    seed_data_sets: LoopbackHub, name: str, kept: dict[str, int], measured: dict[str, int]
+def test_the_recipes_that_read_the_hub_build_over_it(
+    seed_data_sets: LoopbackHub, name: str, kept: dict[str, int], measured: dict[str, int], dropped: list[str]
 ) -> None:
     curated = curate(plan(load_recipe(ROOT / "recipes" / f"{name}.toml")))
     assert {suite: report["rows"] for suite, report in curated.contamination.items()} == measured
     reasons = [reason for frame in curated.rows.values() for reason in frame["reason"].drop_nulls()]
     expected = [f"decontaminate/{suite}" for suite, rows in measured.items() for _ in range(rows)]
-    expected += ["dedupe/near", "dedupe/pair", "filter/tie", "filter/tie"] if measured else []
-    assert sorted(reasons) == sorted(expected)
+    assert sorted(reasons) == sorted(expected + dropped)
     by_source = {
         str(source): rows for frame in curated.kept.values() for source, rows in frame.group_by("source").len().rows()
     }
     assert by_source == kept
-    assert set(curated.plan.revisions) == {"orca", "ultrafeedback", "openhermes", "tokenizer"}
+    assert set(curated.plan.revisions) == {*kept, "tokenizer"}
     assert all(len(commit) == 40 for commit in curated.plan.revisions.values())
     assert (curated.kept["preference"]["prompt_tokens"] > 0).all()
     assert (curated.kept["sft"]["tokens"] > curated.kept["sft"]["prompt_tokens"]).all()
+
+
+def test_the_small_recipe_trains_as_the_reference_recipe_does() -> None:
+    """A first run on a laptop meets what the large one does: the same stages, loss and quantisation."""
+    small, large = (load_recipe(ROOT / "recipes" / f"{name}.toml").train for name in ("smollm2", "dpopenhermes"))
+    assert small
+    assert large
+    assert (small.quantization, small.lora.target) == (large.quantization, large.lora.target)
+    told = [
+        [stage.model_dump(include={"name", "method", "beta", "loss", "loss_weights"}) for stage in train.stages]
+        for train in (small, large)
+    ]
+    assert told[0] == told[1]
+
+
+def test_the_recipe_of_the_training_guide_is_right(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(f'name = "mine"\n[sources.pairs]\npath = "pairs.jsonl"\n{example}')
+    train = load_recipe(tmp_path / "mine.toml").train
+    assert train
+    assert train.eos.on_fail == "repair"
+    assert [getattr(stage, "if_needed", False) for stage in train.stages] == [False, True]
 
 
 def test_the_original_recipe_says_what_curation_changes() -> None:

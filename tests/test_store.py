@@ -89,6 +89,21 @@ def test_a_removed_label_never_names_other_rows(store):
     assert publish(store, "b" * 12).version == "v4"
 
 
+def test_the_token_ids_of_a_mixture_go_with_the_last_version_that_has_its_content(store):
+    same, other = "1234" * 16, "5678" * 16
+    first, second = publish(store, "a" * 12, digest=same), publish(store, "b" * 12, digest=same)
+    publish(store, "c" * 12, digest=other)
+    tokens = store.root / "mix" / ".tokens"
+    tokens.mkdir()
+    names = [f"{digest[:12]}-{number}.arrow" for digest in (same, other) for number in range(2)]
+    for name in names:
+        (tokens / name).write_text("ids")
+    store.remove(first)
+    assert sorted(path.name for path in tokens.iterdir()) == sorted(names)
+    store.remove(second)
+    assert sorted(path.name for path in tokens.iterdir()) == sorted(names[2:])
+
+
 def test_a_build_that_fails_leaves_nothing_behind(store):
     def fail():
         with store.staging("mix") as folder:

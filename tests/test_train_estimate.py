@@ -16,26 +16,30 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import get_peft_model
-from small_models import micro_llama, smollm2, smollm2_tokenizer
+from small_models import micro_llama, smollm2_tokenizer
 
 from prefmix.build import build
 from prefmix.errors import TrainError
-from prefmix.recipe import Recipe, Train, load_recipe
+from prefmix.recipe import DpoStage, Recipe, Train, load_recipe
 from prefmix.train import loop
 from prefmix.train.estimate import UTILISATION, estimate, training_flops
+from prefmix.train.inputs import find_mixture
 from prefmix.train.memory import (
+    CPU_TOKENS,
+    WHOLE_STEP,
     Memory,
     Sizes,
     activation_bytes,
     layer_bytes,
     micro_batch_tokens,
+    micro_batches_of,
     most_tokens,
     sizes_of,
     training_memory,
     weight_bytes,
 )
 from prefmix.train.packed import PackedModel, add_packed_forward, pack_pairs
-from prefmix.train.run import find_mixture, train
+from prefmix.train.run import train
 from prefmix.train.weights import dtype_of, find_base, in_fp32, load_base, lora_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
@@ -198,6 +202,28 @@ def test_a_row_longer_than_the_largest_micro_batch_has_one_of_its_own():
     assert tokens == 40_960
 
 
+@pytest.mark.parametrize(
+    ("stage", "asked", "gib", "expected"),
+    [
+        ({}, "auto", None, (CPU_TOKENS, False)),
+        ({"token_budget": 700}, True, None, (700, True)),
+        ({}, "auto", 10_000, (32_768, False)),
+        ({"token_budget": 4096}, "auto", 139, (4096, False)),
+        ({"token_budget": 4096}, "auto", 15, (4096, True)),
+        ({"token_budget": 10**6, "batch_size": 2}, "auto", 139, (10**6, False)),
+        ({"token_budget": 10**6, "batch_size": 64}, "auto", 139, (10**6, True)),
+        ({"token_budget": 4096}, False, 15, (4096, False)),
+        ({"loss": "aot", "batch_size": 2}, "auto", 139, (WHOLE_STEP, False)),
+        ({"loss": ["aot", "sft"], "token_budget": 512}, "auto", None, (WHOLE_STEP, False)),
+    ],
+)
+def test_micro_batches_are_as_the_recipe_says_or_as_memory_allows(stage, asked, gib, expected):
+    settings = settings_of(quantization="nf4", lora={"r": 64}, gradient_checkpointing=asked)
+    dpo = DpoStage.model_validate({"name": "dpo", "method": "dpo", **stage})
+    free = None if gib is None else gib * 2**30
+    assert micro_batches_of(dpo, settings, MISTRAL_7B, free, longest=2048) == expected
+
+
 def test_a_7b_model_in_nf4_fits_a_24_gb_gpu_with_checkpointing_only():
     settings = settings_of(quantization="nf4", lora={"r": 64})
     tokens, checkpointing, memory = most_tokens(seven_b(), settings, int(23.5 * 2**30), 2048)
@@ -242,6 +268,7 @@ eos = { prompts = 2, max_new_tokens = 2 }
 [[train.stages]]
 name = "dpo"
 method = "dpo"
+rows = 60
 epochs = 0.5
 batch_size = 8
 token_budget = 700
@@ -352,13 +379,14 @@ print("PEAK", done.stages[0].run["peak_memory_bytes"])
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="the allocator's share was measured with glibc")
-def test_the_memory_is_that_of_a_real_run(micro, tmp_path, quantization, dtype, stage, budget, malloc, within):
+def test_the_memory_is_that_of_a_real_run(
+    micro, smollm2_base, tmp_path, quantization, dtype, stage, budget, malloc, within
+):
     recipe, store = micro
-    smollm2(recipe.root / "smollm2")
     recipe = with_stage(recipe, stage, rows=12, batch_size=12, max_steps=2, max_length=512, token_budget=budget)
     assert recipe.train is not None
     changes = {
-        "base": "smollm2",
+        "base": str(smollm2_base),
         "quantization": quantization,
         "dtype": dtype,
         "output": str(tmp_path / "runs"),

@@ -18,7 +18,8 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from prefmix.errors import TrainError
-from prefmix.train.report import curves, model_card, run_table, write_report
+from prefmix.train.curves import curves
+from prefmix.train.report import model_card, run_table, write_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 DIGEST = "bd18d7aebc7e5fc9553e612a5a68fee46d8e23cbf46edd56cc6630fa928a56ee"
@@ -70,7 +71,6 @@ def a_run(**changes: Any) -> dict[str, Any]:
         "versions": {"python": "3.11.7", "prefmix": "0.1.0", "torch": "2.13.0", "trl": "1.16.0"},
         "tokens": 38_412_317,
         "wall_s": 11_041.867,
-        "steps_timed": 2391,
         "pairs_per_s": 6.927,
         "tokens_per_s": 3478.8,
         "mfu": 0.4127,
@@ -249,11 +249,6 @@ def test_a_stage_that_was_not_measured_or_not_finished_has_a_card():
     assert cells(card)["stop rate"] == ["not measured", "not measured"]
     assert "**Not judged**" in card
     assert cells(card)["finished"] == ["no"]
-
-
-def test_figures_of_a_resumed_run_say_what_they_are_over():
-    rows = cells(model_card(a_run(steps_timed=391), an_eos(), [], a_manifest()))
-    assert rows["tokens"] == ["38,412,317 (over the last 391 steps, after a resume)"]
 
 
 def test_an_eos_on_rows_of_the_train_split_is_owned_up_to():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,10 +20,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from small_models import byte_tokenizer, micro_llama
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from prefmix.build import build
 from prefmix.errors import GateError, MixtureError, TrainError, UsageError
 from prefmix.recipe import load_recipe
+from prefmix.train import trainers, weights
 from prefmix.train.run import Watcher, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
@@ -77,8 +82,7 @@ def home(tmp_path_factory) -> Path:
         for step in (1, 2, 3)
     ]
     chats = [
-        {"instruction": f"What comes after {word}?", "input": "", "output": after}
-        for word, after in pairwise(NUMBERS)
+        {"instruction": f"What comes after {word}?", "input": "", "output": after} for word, after in pairwise(NUMBERS)
     ] + [{"instruction": f"Spell {word}.", "input": "", "output": "-".join(word)} for word in NUMBERS]
     for name, rows in (("pairs", pairs), ("chats", chats)):
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -218,6 +222,15 @@ def test_resuming_a_finished_run_trains_nothing(home, finished):
     assert all(stage.was_there for stage in again.stages)
 
 
+@pytest.mark.parametrize("left", [None, "{}", '{"before": {"stop_rate": 1.0}, "after": null}', "[]", '{"aft'])
+def test_a_finished_stage_without_its_eos_is_refused_with_the_file_and_the_remedy(home, finished, tmp_path, left):
+    shutil.copytree(finished.folder, tmp_path / "tiny")
+    file = tmp_path / "tiny" / "dpo" / "eos.json"
+    file.unlink() if left is None else file.write_text(left)
+    with pytest.raises(TrainError, match=rf"{re.escape(str(file))} .*--force"):
+        run(home, tmp_path, resume=True)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "error", "told"),
     [
@@ -288,6 +301,36 @@ def test_all_weights_can_be_trained_and_the_next_stage_goes_on_from_them(home, t
     assert 0 < (second[name] - first[name]).abs().max() < 0.2
 
 
+def test_on_a_gpu_without_room_activations_are_computed_again_and_the_steps_stay_the_same(
+    home, finished, tmp_path, monkeypatch
+):
+    order, again = [], []
+    load, forward = weights.load_base, LlamaMLP.forward
+
+    def watched(self, hidden):
+        if torch._C._current_graph_task_id() != -1:  # inside a backward pass
+            again.append(self)
+        return forward(self, hidden)
+
+    monkeypatch.setattr(trainers, "_free_bytes", lambda: order.append("asked") or 1)
+    monkeypatch.setattr(weights, "load_base", lambda *arguments: order.append("loaded") or load(*arguments))
+    monkeypatch.setattr(LlamaMLP, "forward", watched)
+    recipe = changed(home, tmp_path, ("token_budget = 400\n", ""), ("token_budget = 200\n", ""))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        done = train(recipe, store=home / "store")
+    assert order == ["asked", "loaded"] * 2
+    assert again
+    assert [str(each.message) for each in told if "`gradient_checkpointing`" in str(each.message)] == []
+    for stage in done.stages:
+        assert (stage.run["token_budget"], stage.run["gradient_checkpointing"]) == (1024, True)
+    one, other = (timeless(each.stages[0].folder / "metrics.jsonl") for each in (finished, done))
+    assert finished.stages[0].run["gradient_checkpointing"] is False
+    for expected, found in zip(one, other, strict=True):
+        expected.pop("rewards/accuracies", None)  # a sign, of margins that are 0 but for rounding at the start
+        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
 def test_two_processes_give_the_losses_of_one(home, tmp_path):
     changes = ["train.lora.dropout=0.0"]
     run(home, tmp_path / "one", *changes)
@@ -306,9 +349,9 @@ def test_two_processes_give_the_losses_of_one(home, tmp_path):
         for expected, found in zip(one, two, strict=True):
             expected.pop("rewards/accuracies", None)  # a sign, of margins that are 0 but for rounding at the start
             assert {name: found[name] for name in expected} == pytest.approx(expected, rel=2e-4, abs=2e-5)
-        weights = [
+        saved = [
             tmp_path / which / "tiny" / stage / "adapter" / "adapter_model.safetensors" for which in ("one", "two")
         ]
-        expected, found = map(load_file, weights)
+        expected, found = map(load_file, saved)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)

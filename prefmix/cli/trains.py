@@ -99,16 +99,18 @@ class _Asked:
     def found(self, watch: Watch) -> tuple[Recipe, Mixture]:
         """The recipe, and the mixture to train on. Raises RecipeError, UsageError, MixtureError, HubError."""
         recipe = read_recipe(self.recipe, self.overrides)
-        watch.work("start", 0, 1)
-        _quiet_imports()
-        from prefmix.train.run import find_mixture, settings_of
+        from prefmix.train.inputs import find_mixture, settings_of
 
         settings_of(recipe)
         if self.mixture is not None and self.mixture.startswith("hub:"):
             from prefmix.publish import pull
 
-            return recipe, pull(self.mixture, self.store, progress=watch.work)
-        return recipe, find_mixture(recipe, self.mixture, self.store)
+            mixture = pull(self.mixture, self.store, progress=watch.work)
+        else:
+            mixture = find_mixture(recipe, self.mixture, self.store)
+        watch.work("start", 0, 1)  # seconds of imports come next
+        _quiet_imports()
+        return recipe, mixture
 
 
 def _train(asked: _Asked, resume: bool, force: bool, shown: bool, quiet: bool, as_json: bool) -> None:
@@ -116,7 +118,8 @@ def _train(asked: _Asked, resume: bool, force: bool, shown: bool, quiet: bool, a
 
     def work() -> tuple[Recipe, Mixture, Run, GateError | None]:
         recipe, mixture = asked.found(watch)
-        from prefmix.train.run import StopGateError, settings_of, train
+        from prefmix.train.inputs import settings_of
+        from prefmix.train.run import StopGateError, train
 
         watch.folder = Path(settings_of(recipe).output) / recipe.name
         try:

@@ -369,6 +369,9 @@ class Train(Keys):
     add_tokens: bool = Field(
         False, description="Add ChatML's tokens to a base that lacks them; their embeddings are trained and saved."
     )
+    packing: Literal["auto"] | bool = Field(
+        "auto", description="Many rows in one sequence, the prompt of a pair once. auto: where the model allows it."
+    )
     gradient_checkpointing: Literal["auto"] | bool = Field(
         "auto", description="Compute activations again instead of keeping them. auto: when memory asks for it."
     )

@@ -16,7 +16,7 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from prefmix.errors import TrainError
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+else:
+    Trainer = object  # it is a mixin: TRL's trainer comes behind it in the bases of ours
 
 PREFIX = "checkpoint-"
 _KEPT = 2
@@ -35,13 +40,17 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.removeprefix(PREFIX)), default=None)
 
 
-class Checkpoints:
+class Checkpoints(Trainer):
     """Replaces how Trainer saves and loads (torch.save writes pickles). FSDP keeps Trainer's own way."""
+
+    model: torch.nn.Module
+    lr_scheduler: Any
+    seen: dict[str, float]
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         if self.is_fsdp_enabled:
             return super()._save_checkpoint(model, trial)
-        folder = Path(self.args.output_dir) / f"{PREFIX}{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"{PREFIX}{self.state.global_step}"
         staged = folder.with_name(f".{folder.name}")
         if self.args.should_save:
             shutil.rmtree(staged, ignore_errors=True)
@@ -120,13 +129,13 @@ def _load_optimizer(optimizer: Any, path: Path) -> None:
 
 def _random_states() -> dict[str, torch.Tensor]:
     version, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    numbers = np.random.get_state(legacy=False)
     states = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor([version, *words], dtype=torch.int64),
         "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-        "numpy": torch.tensor([*keys.tolist(), position, has_gauss], dtype=torch.int64),
-        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+        "numpy": torch.tensor([*numbers["state"]["key"].tolist(), numbers["state"]["pos"], numbers["has_gauss"]]),
+        "numpy_gauss": torch.tensor([numbers["gauss"]], dtype=torch.float64),
     }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()

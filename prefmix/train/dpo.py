@@ -14,9 +14,6 @@ from prefmix.train.loop import StepLoop
 from prefmix.train.packed import PackedModel, add_packed_forward, pack_pairs
 from prefmix.train.weights import plain
 
-#: Losses that compare the rows of a batch with each other: a step of theirs is one micro-batch.
-COMPARING = frozenset({"aot", "aot_unpaired"})
-
 
 class PairTrainer(Checkpoints, StepLoop, DPOTrainer):
     """TRL's DPOTrainer on rows `prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps, ref_rejected_logps`."""
@@ -60,14 +57,17 @@ class PairTrainer(Checkpoints, StepLoop, DPOTrainer):
         chosen, rejected = output.log_probs.float().sum(dim=1).cpu().chunk(2)
         return chosen, rejected
 
+    def likelihoods(self, batch: list[dict[str, Any]]) -> torch.Tensor:
+        return torch.cat(self.log_probabilities(batch))
+
     def _forward(self, model: torch.nn.Module, batch: list[dict[str, Any]]) -> Any:
         """What TRL's loss calls on the padded batch: the model, or its packed forward pass over the same rows."""
         if not self.packs:
             return model
         return PackedModel(model, pack_pairs(batch), plain(self.model).config, self.accelerator.device)
 
-    def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset  # tokenised already
 
-    def _precompute_ref_logps(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
+    def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
         return dataset  # see reference.py

@@ -18,7 +18,7 @@ from prefmix.recipe import Eos
 from prefmix.train.steps import by_budget
 
 _TEMPERATURE = 0.7
-_TOKENS_A_BATCH = 16_384
+TOKENS_A_BATCH = 16_384
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _batches(texts: Sequence[Sequence[int]], room: int = 0) -> list[list[int]]:
     import numpy as np
 
     lengths = np.array([len(text) + room for text in texts], dtype=np.int64)
-    return [batch.tolist() for batch in by_budget(lengths, _TOKENS_A_BATCH)]
+    return [batch.tolist() for batch in by_budget(lengths, TOKENS_A_BATCH)]
 
 
 def _padded(

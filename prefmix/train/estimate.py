@@ -14,25 +14,25 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from prefmix.errors import TrainError
 from prefmix.mixture import Mixture
 from prefmix.recipe import DpoStage, Recipe, Train, load_recipe
 from prefmix.train import records
 from prefmix.train.data import TokenRows
-from prefmix.train.loop import RowSet, conversations, pairs
+from prefmix.train.inputs import find_mixture, settings_of
+from prefmix.train.loop import RowSet, conversations, longest_row, pairs
 from prefmix.train.memory import (
-    CPU_TOKENS,
     Memory,
     Sizes,
     loading_bytes,
     measuring_bytes,
+    micro_batches_of,
     most_tokens,
+    not_packed,
     sizes_of,
     training_memory,
 )
-from prefmix.train.packed import refused
 from prefmix.train.session import AnyStage, Watcher, tokenized
 from prefmix.train.steps import Steps, best_fit, by_budget, plan_steps
 from prefmix.train.tokenizer import load_tokenizer
@@ -158,15 +158,12 @@ def estimate(
 
     Raises UsageError, MixtureError and TrainError as `train` does.
     """
-    from prefmix.train.run import find_mixture, settings_of
-
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     settings = settings_of(recipe)
     mixture = mixture if isinstance(mixture, Mixture) else find_mixture(recipe, mixture, store)
     base = find_base(settings, recipe.root)
     tokenizer = load_tokenizer(settings.base, settings.base_revision, recipe.root, add_tokens=settings.add_tokens)
     sizes = sizes_of(base.config, settings, len(tokenizer.tokenizer))
-    not_packed = _not_packed(base.config)
     stages = []
     for stage in settings.stages:
         tokens = {
@@ -174,7 +171,7 @@ def estimate(
             for split in ("train", "test")
             if split in mixture.splits.get(stage.subset, ())
         }
-        stages.append(_stage(recipe, stage, tokens, sizes, not_packed, _stored_bytes(base.config)))
+        stages.append(_stage(recipe, stage, tokens, base.config, len(tokenizer.tokenizer)))
     here = records.hardware(1)
     return Estimate(
         recipe=recipe.name,
@@ -196,15 +193,15 @@ def _stage(
     recipe: Recipe,
     stage: AnyStage,
     tokens: Mapping[str, TokenRows],
-    sizes: Sizes,
-    not_packed: str | None,
-    stored: int,
+    config: Any,
+    vocabulary: int,
 ) -> StageEstimate:
     if "train" not in tokens or not len(tokens["train"].table):
         raise TrainError(f"The stage {stage.name} has no row to train on: see {stage.subset} of the mixture, and "
                          f"max_length.")  # fmt: skip
     settings = recipe.train
     assert settings is not None
+    sizes = sizes_of(config, settings, vocabulary)
     table = tokens["train"].table
     table = table.select(range(min(stage.rows or len(table), len(table))))
     steps = plan_steps(
@@ -219,10 +216,12 @@ def _stage(
     rows = pairs(table) if is_dpo else conversations(table)
     answers, visible = _answers_and_visible(table, rows, is_dpo)
     cpu = device().type == "cpu"
-    longest = int(rows.packed.max() if not_packed is None else rows.lengths.max() * (2 if is_dpo else 1))
-    budget = _budget(stage, settings, sizes, longest, cpu)
+    reason = not_packed(config)
+    longest = longest_row(rows, reason is None, 2 if is_dpo else 1)
+    free = None if cpu else _memory_here(records.hardware(1))
+    budget, checkpointing = micro_batches_of(stage, settings, config, free, longest=longest, vocabulary=vocabulary)
     padded, packed = layouts(rows, steps, budget, answers, sequences=2 if is_dpo else 1)
-    layout = padded if not_packed else packed
+    layout = padded if reason else packed
     dropout = 0.0 if is_dpo else settings.lora.dropout
     memory = training_memory(
         sizes,
@@ -231,15 +230,15 @@ def _stage(
         cpu=cpu,
         tokens=layout.largest,
         answers=layout.answers,
-        mask_cells=layout.mask_cells if cpu or not_packed else 0,
-        checkpointing=settings.gradient_checkpointing is True,
+        mask_cells=layout.mask_cells if cpu or reason else 0,
+        checkpointing=checkpointing,
         dropout=dropout,
     )
-    loading = loading_bytes(sizes, settings, dtype_of(settings), stored, cpu=cpu)
+    loading = loading_bytes(sizes, settings, dtype_of(settings), _stored_bytes(config), cpu=cpu)
     measuring = measuring_bytes(sizes, settings, dtype_of(settings), int(rows.lengths.max()), cpu=cpu)
     whole, in_packs = int(rows.whole[steps.order].sum()), int(rows.packed[steps.order].sum())
     reference = _reference_tokens(rows, steps, tokens) if is_dpo else 0
-    run = padded.tokens if not_packed else in_packs
+    run = padded.tokens if reason else in_packs
     flops = training_flops(sizes, settings, run, float(visible[steps.order].sum()))
     flops += forward_flops(sizes, reference, reference * float(visible.sum()) / max(1, int(rows.packed.sum())))
     return StageEstimate(
@@ -259,7 +258,7 @@ def _stage(
         token_budget=budget,
         padded=padded,
         packed=packed,
-        not_packed=not_packed,
+        not_packed=reason,
         flops=flops,
         memory=memory,
         loading=loading,
@@ -338,12 +337,6 @@ def _reference_tokens(rows: RowSet, steps: Steps, tokens: Mapping[str, TokenRows
     return int(rows.packed[np.unique(steps.order)].sum()) + more
 
 
-def _budget(stage: AnyStage, settings: Train, sizes: Sizes, longest: int, cpu: bool) -> int:
-    if stage.token_budget != "auto":
-        return stage.token_budget
-    return CPU_TOKENS if cpu else most_tokens(sizes, settings, _memory_here(records.hardware(1)), longest)[0]
-
-
 def _on_gpu(
     gpu: tuple[str, str, int], sizes: Sizes, settings: Train, stage: AnyStage, longest: int, flops: float
 ) -> OnGpu:
@@ -358,11 +351,6 @@ def _on_gpu(
         memory=memory,
         hours=flops * (4 / 3 if checkpointing else 1) / (records.PEAK_TFLOPS[part] * 1e12 * UTILISATION) / 3600,
     )
-
-
-def _not_packed(config: Any) -> str | None:
-    with torch.device("meta"):
-        return refused(transformers.AutoModelForCausalLM.from_config(config).config)
 
 
 def _stored_bytes(config: Any) -> int:

@@ -50,7 +50,7 @@ class Guard:
         """Measures the model as the stage leaves it, unless the last evaluation has just done so."""
         last = self.history[-1]["step"] if self.history else -1
         if last < len(trainer.steps):
-            if trainer.rows["eval"] is not None:
+            if "eval" in trainer.rows:
                 trainer.evaluate()
             else:
                 self.during(trainer.accelerator.unwrap_model(trainer.model), len(trainer.steps))

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -22,6 +22,11 @@ from torch.utils.data import DataLoader
 
 from prefmix.errors import TrainError
 from prefmix.train.steps import Steps, best_fit, by_budget, share_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+else:
+    Trainer = object  # it is a mixin: TRL's trainer comes behind it in the bases of ours
 
 #: Adds measurements of the model to an evaluation: names and values.
 Measure = Callable[[torch.nn.Module, int], Mapping[str, float]]
@@ -63,18 +68,25 @@ def conversations(table: datasets.Dataset) -> RowSet:
     """Rows with `input_ids, labels`."""
     lengths = _lengths(table, "input_ids")
     labels = table.data.column("labels").combine_chunks()
-    answered = pc.not_equal(labels.flatten(), -100).to_numpy(zero_copy_only=False)
+    answered = labels.flatten().to_numpy(zero_copy_only=False) != -100
     ends = np.append(0, np.cumsum(answered))[np.append(0, np.cumsum(lengths))]
     return RowSet(table, lengths, lengths, lengths, np.diff(ends), {})
 
 
+def longest_row(rows: RowSet, packs: bool, sequences: int) -> int:
+    """The most tokens that one row takes in a micro-batch."""
+    return int(rows.packed.max() if packs else rows.lengths.max() * sequences)
+
+
 def _lengths(table: datasets.Dataset, column: str) -> np.ndarray:
-    return pc.list_value_length(table.data.column(column)).to_numpy().astype(np.int64)
+    return pc.call_function("list_value_length", [table.data.column(column)]).to_numpy().astype(np.int64)
 
 
-class StepLoop:
+class StepLoop(Trainer):
     """Goes before TRL's trainer in the bases of ours, which defines `sequences` and `micro_loss`."""
 
+    model: torch.nn.Module
+    _metrics: dict[str, dict[str, list[float]]]  # TRL's, by mode and name
     #: Sequences that a row takes in a micro-batch.
     sequences = 1
     #: TRL's metrics that are means over the answer tokens; the others are means over the rows.
@@ -94,7 +106,7 @@ class StepLoop:
         measure: Measure | None = None,
         **settings: Any,
     ) -> None:
-        self.rows = {"train": train_rows, "eval": eval_rows}
+        self.rows = {"train": train_rows} | ({"eval": eval_rows} if eval_rows else {})
         self.steps = steps
         self.token_budget = token_budget
         self.packs = packs
@@ -103,8 +115,27 @@ class StepLoop:
         #: Of the whole stage, over all processes and resumed parts.
         self.seen: dict[str, float] = {"rows": 0, "tokens": 0, "seconds": 0.0}
         self._since: float | None = None  # when the last step ended; evaluations do not count
-        tables = {"train_dataset": train_rows.table, "eval_dataset": eval_rows.table if eval_rows else None}
+        tables: dict[str, Any] = {
+            "train_dataset": train_rows.table,
+            "eval_dataset": eval_rows.table if eval_rows else None,
+        }
         super().__init__(**tables, **settings)
+
+    def likelihoods(self, batch: list[dict[str, Any]]) -> torch.Tensor:
+        """float32: log-probabilities of the answers of some rows, summed over tokens, in eval mode; packed or padded."""
+        raise NotImplementedError
+
+    def packs_agree(self) -> bool:
+        """Whether packed rows have the likelihoods that they have padded: the two shortest rows are tried, and may differ by
+        what rounding does to a token's log-probability."""
+        rows = self.rows["train"]
+        shortest = np.argsort(rows.lengths, kind="stable")[:2]
+        found, kept = [], self.packs
+        for self.packs in (True, False):
+            found.append(self.likelihoods(rows.rows(shortest)))
+        self.packs = kept
+        bound = 1e-3 if self.model.dtype == torch.float32 else 5e-2
+        return bool((found[0] - found[1]).abs().sum() <= bound * rows.answers[shortest].sum())
 
     def micro_batches(self, rows: RowSet, numbers: np.ndarray) -> list[np.ndarray]:
         """How some rows are parted: int64 positions into `numbers`."""
@@ -117,7 +148,8 @@ class StepLoop:
         raise NotImplementedError
 
     def get_train_dataloader(self) -> DataLoader:
-        return DataLoader(range(len(self.steps)), batch_size=1, collate_fn=lambda numbers: numbers[0])
+        steps: Any = range(len(self.steps))  # DataLoader takes any sequence
+        return DataLoader(steps, batch_size=1, collate_fn=lambda numbers: numbers[0])
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, None]:
         return [next(epoch_iterator) for _ in range(num_batches)], None
@@ -125,7 +157,7 @@ class StepLoop:
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counted by run.py, from the tokens
 
-    def training_step(self, model: torch.nn.Module, inputs: int, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         model.train()
         numbers = self.steps.rows(inputs)
         if self._since is None:
@@ -212,7 +244,7 @@ class StepLoop:
         """TRL's metrics of one micro-batch, of this process alone: it gathers them inside the loss, which would wait for
         processes that have another number of micro-batches."""
         kept, self._metrics[mode] = self._metrics[mode], defaultdict(list)
-        accelerator = self.accelerator
+        accelerator: Any = self.accelerator
         accelerator.gather = accelerator.gather_for_metrics = lambda value: value
         try:
             yield self._metrics[mode]

@@ -16,7 +16,7 @@ import torch
 import transformers
 from peft import get_peft_model
 
-from prefmix.recipe import Train
+from prefmix.recipe import DpoStage, SftStage, Train
 from prefmix.train import eos, packed
 from prefmix.train.weights import lora_config
 
@@ -35,6 +35,9 @@ CPU_HOLES, GPU_HOLES = 1.1, 0.05
 #: Tokens per micro-batch on a CPU, where longer packs cost more attention than they save.
 CPU_TOKENS = 1024
 MOST_TOKENS = 32_768
+#: The tokens of a micro-batch that is never split: that of losses which compare the rows of a step with each other.
+WHOLE_STEP = 2**62
+COMPARING = frozenset({"aot", "aot_unpaired"})
 _HEAD_ROWS = 4096
 #: fp32 tiles that TRL's head has at once beside the one it multiplies into, in its backward pass in torch operations (the
 #: logits twice, log p, p, the gradient, two terms of it, and a bool); its Triton kernel needs none.
@@ -220,7 +223,7 @@ def head_bytes(sizes: Sizes, dtype: str, answers: int, *, cpu: bool) -> int:
     """The head's buffers for so many answer tokens: the hidden states that it reads, their gradient in fp32, and tiles of
     [at most 4,096 tokens, a chunk of the vocabulary], of which torch operations need several at once."""
     width = _width(dtype)
-    chunk = packed._CPU_CHUNK if cpu else packed._GPU_CHUNK
+    chunk = packed.CPU_CHUNK if cpu else packed.GPU_CHUNK
     tile = chunk * (width + (4 * _CPU_TILES if cpu else 0))
     return answers * sizes.hidden * (width + 4) + int(min(answers, _HEAD_ROWS) * tile)
 
@@ -276,7 +279,7 @@ def measuring_bytes(sizes: Sizes, settings: Train, dtype: str, longest: int, *, 
     """The most while the EOS is measured (eos.py): the model with its optimiser, and for a batch of prompts either the keys
     and values of their answers, with the copy of a layer that grows, or one layer's values in a forward pass."""
     width = _width(dtype)
-    tokens = min(eos._TOKENS_A_BATCH, settings.eos.prompts * (longest + settings.eos.max_new_tokens))
+    tokens = min(eos.TOKENS_A_BATCH, settings.eos.prompts * (longest + settings.eos.max_new_tokens))
     keys = 2 * sizes.keys * (sizes.layers + 1) * width
     forward = (4 * sizes.gated + 3 * sizes.hidden) * width
     trained = sizes.trainable * (8 if settings.adapter == "none" else 12)
@@ -298,23 +301,58 @@ def micro_batch_tokens(
 
 def most_tokens(sizes: Sizes, settings: Train, free_bytes: int, longest: int = 0) -> tuple[int, bool, Memory]:
     """`micro_batch_tokens`, and the memory that this takes."""
-    dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
-    dropout = settings.lora.dropout if any(stage.method == "sft" for stage in settings.stages) else 0.0
     choices = {True: (True,), False: (False,)}.get(settings.gradient_checkpointing, (False, True))
     least = max(1024, -(-longest // 1024) * 1024)
-
-    def memory(tokens: int, checkpointing: bool) -> Memory:
-        return training_memory(sizes, settings, dtype, cpu=False, tokens=tokens, answers=tokens,
-                               checkpointing=checkpointing, dropout=dropout)  # fmt: skip
-
     for checkpointing in choices:
         enough = least if checkpointing or len(choices) == 1 else max(least, 4096)
         for tokens in range(max(MOST_TOKENS, least), 0, -1024):
             if tokens < enough:
                 break
-            if memory(tokens, checkpointing).total <= free_bytes:
-                return tokens, checkpointing, memory(tokens, checkpointing)
-    return least, choices[-1], memory(least, choices[-1])
+            memory = _gpu_memory(sizes, settings, tokens, checkpointing)
+            if memory.total <= free_bytes:
+                return tokens, checkpointing, memory
+    return least, choices[-1], _gpu_memory(sizes, settings, least, choices[-1])
+
+
+def micro_batches_of(
+    stage: DpoStage | SftStage,
+    settings: Train,
+    config: Any,
+    free_bytes: int | None,
+    *,
+    longest: int,
+    vocabulary: int | None = None,
+) -> tuple[int, bool]:
+    """The tokens of a stage's micro-batches and whether to checkpoint: as the recipe says, and where it says "auto" what
+    fits into so many bytes of a GPU before the weights are loaded (`micro_batch_tokens`; None is a CPU).
+
+    `longest` is the most tokens that one row takes. A loss of COMPARING has its whole step in one micro-batch.
+    """
+    tokens = stage.token_budget
+    if isinstance(stage, DpoStage) and COMPARING & {*([stage.loss] if isinstance(stage.loss, str) else stage.loss)}:
+        tokens = WHOLE_STEP
+    asked = settings.gradient_checkpointing
+    if free_bytes is None:
+        return CPU_TOKENS if tokens == "auto" else tokens, asked is True
+    if tokens == "auto":
+        return micro_batch_tokens(config, settings, free_bytes, longest=longest, vocabulary=vocabulary)
+    if asked != "auto":
+        return tokens, asked
+    most = max(longest, min(tokens, stage.batch_size * longest))
+    return tokens, _gpu_memory(sizes_of(config, settings, vocabulary), settings, most, False).total > free_bytes
+
+
+def not_packed(config: Any) -> str | None:
+    """Why a base's rows are padded instead of packed; None when they are packed. Reads no weights."""
+    with torch.device("meta"):
+        return packed.refused(transformers.AutoModelForCausalLM.from_config(config).config)
+
+
+def _gpu_memory(sizes: Sizes, settings: Train, tokens: int, checkpointing: bool) -> Memory:
+    dtype = "bfloat16" if settings.dtype == "auto" else settings.dtype
+    dropout = settings.lora.dropout if any(stage.method == "sft" for stage in settings.stages) else 0.0
+    return training_memory(sizes, settings, dtype, cpu=False, tokens=tokens, answers=tokens,
+                           checkpointing=checkpointing, dropout=dropout)  # fmt: skip
 
 
 def _width(dtype: str) -> int:

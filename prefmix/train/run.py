@@ -12,19 +12,18 @@
 from __future__ import annotations
 
 import shutil
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import accelerate
-import datasets
-import transformers
+import datasets.utils.logging
+import transformers.utils.logging
 
-from prefmix.errors import GateError, MixtureError, TrainError, UsageError
+from prefmix.errors import GateError, TrainError, UsageError
 from prefmix.mixture import Mixture
-from prefmix.recipe import Eos, Recipe, SftStage, Train, load_recipe
-from prefmix.store import Store, open_mixture
+from prefmix.recipe import Eos, Recipe, SftStage, load_recipe
+from prefmix.train.inputs import find_mixture, settings_of
 from prefmix.train.session import AnyStage, Session, Watcher, held_out_rows
 from prefmix.train.stage import StageRun, run_stage
 from prefmix.train.tokenizer import load_tokenizer
@@ -73,8 +72,8 @@ def train(
     `resume` goes on from the last checkpoint of a stage and leaves finished stages as they are; `force` removes stage
     folders that exist. `report_to` names trackers that transformers knows ("wandb", "trackio", "tensorboard").
     Raises UsageError for a recipe without `[train]`; MixtureError for a mixture that is missing or fails verification;
-    TrainError for a base, a tokenizer, a folder or a machine that does not do; StopGateError after the last stage, when the
-    model does not end its turns and the recipe says `on_fail = "stop"`.
+    HubError for one on the Hub, or a base there; TrainError for a base, a tokenizer, a folder or a machine that does not
+    do; StopGateError after the last stage, when the model does not end its turns and the recipe says `on_fail = "stop"`.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     settings = settings_of(recipe)
@@ -85,8 +84,8 @@ def train(
     folder = Path(settings.output) / recipe.name
     state = accelerate.PartialState(cpu=device().type == "cpu")  # unasked, it sees no other process on a CPU
     if state.is_main_process:
-        _check_folders(folder, settings.stages, resume, force)
         mixture.verify()
+        _check_folders(folder, settings.stages, resume, force)
     state.wait_for_everyone()
     _quiet_libraries()
     base = find_base(settings, recipe.root)
@@ -106,41 +105,6 @@ def train(
     if not run.passed and settings.eos.on_fail == "stop":
         raise StopGateError(run)
     return run
-
-
-def settings_of(recipe: Recipe) -> Train:
-    """The recipe's `[train]`. Raises UsageError when it has none."""
-    if recipe.train is None:
-        raise UsageError(f"{recipe.path or recipe.name} has no [train]: name a base model and at least one stage.")
-    return recipe.train
-
-
-def find_mixture(recipe: Recipe, reference: str | Path | None, store: str | Path | None) -> Mixture:
-    """The mixture that is named, else the last version that was built from this recipe.
-
-    Raises MixtureError when there is none: it has to be built first.
-    """
-    if reference is not None:
-        return open_mixture(reference, store)
-    shelf = Store(store)
-    for label in reversed(shelf.versions(recipe.name)):
-        found = shelf.find(recipe.name, label)
-        if recipe.digest(_revisions(found)) == found.manifest["recipe_digest"]:
-            return found
-    raise MixtureError(
-        f"No mixture of the store {shelf.root} was built from {recipe.path or 'this recipe'} as it is now. "
-        f"Run `prefmix build` first, or name a mixture with --mixture."
-    )
-
-
-def _revisions(mixture: Mixture) -> dict[str, str]:
-    """The commits that a mixture's recipe was resolved to, as `Recipe.digest` takes them."""
-    resolved = tomllib.loads((mixture.folder / "recipe.toml").read_text(encoding="utf-8"))
-    against = resolved.get("decontaminate", {}).get("against", {})
-    tables = {**resolved["sources"], **{f"against.{name}": table for name, table in against.items()}}
-    found = {name: table["revision"] for name, table in tables.items() if "revision" in table}
-    tokenizer = resolved.get("format", {}).get("tokenizer_revision")
-    return found | ({"tokenizer": tokenizer} if tokenizer else {})
 
 
 def _check_folders(folder: Path, stages: Sequence[AnyStage], resume: bool, force: bool) -> None:

@@ -30,6 +30,14 @@ class ConversationTrainer(Checkpoints, StepLoop, SFTTrainer):
             inputs = self._prepare_inputs(self.data_collator(batch))
             return tokens * self.compute_loss(self._forward(model, batch), inputs)
 
+    @torch.no_grad()
+    def likelihoods(self, batch: list[dict[str, Any]]) -> torch.Tensor:
+        self.model.eval()
+        inputs = self._prepare_inputs(self.data_collator(batch))
+        with self.accelerator.autocast():
+            found = self._forward(self.model, batch)(**inputs, use_cache=False, fused_lm_head=True)
+        return found.log_probs.float().sum().cpu()[None]
+
     def _forward(self, model: torch.nn.Module, batch: list[dict[str, Any]]) -> Any:
         """What TRL's loss calls on the padded batch: the model, or its packed forward pass over the same rows."""
         if not self.packs:

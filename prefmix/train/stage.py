@@ -51,7 +51,7 @@ def run_stage(session: Session, stage: AnyStage, before: StageRun | None, resume
     if found is not None:
         _same_run(folder, found, record)
         if found["finished"]:
-            return StageRun(folder, found, records.read_json(folder / "eos.json") or {}, was_there=True)
+            return StageRun(folder, found, _eos_of(folder), was_there=True)
     checkpoint = last_checkpoint(folder / "checkpoints") if found else None
     watcher.stage(stage, steps, len(table))
     if session.is_main:
@@ -64,39 +64,38 @@ def run_stage(session: Session, stage: AnyStage, before: StageRun | None, resume
     guard.begin(trainer, checkpoint, before.eos if before else None)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     guard.end(trainer)
-    return _finish(session, trainer, guard, folder, record)
+    done = _finish(session, trainer, guard, folder, record)
+    del trainer, guard
+    gc.collect()  # a model and its trainer refer to each other; the next stage asks what memory is free
+    return done
 
 
 def _finish(session: Session, trainer: Trainer, guard: Guard, folder: Path, record: dict[str, Any]) -> StageRun:
-    """Saves the adapter and completes run.json; the model card comes last."""
-    rows, tokens, seconds = (trainer.seen[name] for name in ("rows", "tokens", "seconds"))
-    losses = [line["loss"] for line in _lines(folder / "metrics.jsonl") if "loss" in line]
-    record |= {
-        "finished": records.now(),
-        "tokens": tokens,
-        "wall_s": round(seconds, 3),
-        "pairs_per_s": round(rows / seconds, 4),
-        "tokens_per_s": round(tokens / seconds, 1),
-        "mfu": _mfu(trainer, tokens / seconds),
-        "peak_memory_bytes": records.peak_memory(),
-        "packed": trainer.packs,
-        "token_budget": trainer.token_budget,
-        "losses": {"first": losses[0], "last": losses[-1], "mean": sum(losses) / len(losses)},
-    }
-    eos = guard.as_json()
+    """Saves the adapter and completes run.json, on the main process; the model card comes last."""
     if session.is_main:
         weights.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder / "adapter", session.base)
         session.tokenizer.tokenizer.save_pretrained(folder / "adapter")
-        record["adapter_sha256"] = records.sha256_of(folder / "adapter")
-        records.write_json(folder / "eos.json", eos)
+        rows, tokens, seconds = (trainer.seen[name] for name in ("rows", "tokens", "seconds"))
+        losses = [line["loss"] for line in _lines(folder / "metrics.jsonl") if "loss" in line]
+        record |= {
+            "finished": records.now(),
+            "tokens": tokens,
+            "wall_s": round(seconds, 3),
+            "pairs_per_s": round(rows / seconds, 4),
+            "tokens_per_s": round(tokens / seconds, 1),
+            "mfu": _mfu(trainer, tokens / seconds),
+            "peak_memory_bytes": records.peak_memory(),
+            "packed": trainer.packs,
+            "token_budget": trainer.token_budget,
+            "gradient_checkpointing": trainer.args.gradient_checkpointing,
+            "losses": {"first": losses[0], "last": losses[-1], "mean": sum(losses) / len(losses)},
+            "adapter_sha256": records.sha256_of(folder / "adapter"),
+        }
+        records.write_json(folder / "eos.json", guard.as_json())
         records.write_json(folder / "run.json", record)
         write_report(folder, session.mixture.manifest)
     accelerate.PartialState().wait_for_everyone()
-    del trainer
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return StageRun(folder, record, eos)
+    return StageRun(folder, records.read_json(folder / "run.json") or {}, _eos_of(folder))
 
 
 def _record(
@@ -136,13 +135,26 @@ def _same_run(folder: Path, found: Mapping[str, Any], record: Mapping[str, Any])
     """Raises TrainError when a folder's run is not the one that is asked for now."""
     keys = ("method", "mixture", "base", "tokenizer", "after_stage", "seed", "hyperparameters", "rows")
     same = {"mixture": {"version"}}  # a version is a label: its digest decides
-    told = [{key: _without(each[key], same.get(key, set())) for key in keys if key in each} for each in (found, record)]
-    if changed := list(records.differences(*told)):
+    before, now = (
+        {key: _without(each[key], same.get(key, set())) for key in keys if key in each} for each in (found, record)
+    )
+    if changed := list(records.differences(before, now)):
         raise TrainError(
             f"{folder} was trained with other settings, and cannot go on with these:\n  "
             + "\n  ".join(changed)
             + "\nPut them back, or start again with --force."
         )
+
+
+def _eos_of(folder: Path) -> Mapping[str, Any]:
+    """eos.json of a stage that has ended. Raises TrainError where it is not what such a stage leaves."""
+    path = folder / "eos.json"
+    eos = records.read_json(path)
+    if not isinstance(eos, dict) or not eos.get("after"):
+        wrong = "is missing" if eos is None else "does not say how the model ends its turns after the stage"
+        raise TrainError(f"{path} {wrong}, although {folder / 'run.json'} says that the stage has ended. Start the run "
+                         f"again with --force.")  # fmt: skip
+    return eos
 
 
 def _without(value: Any, keys: set[str]) -> Any:

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import PrinterCallback
+import torch
+from accelerate.utils import gather_object
+from peft import PeftModel
+from transformers import PrinterCallback, TrainingArguments
 from trl import DPOConfig, SFTConfig
 
+from prefmix.errors import TrainError
 from prefmix.recipe import DpoStage
 from prefmix.train import weights
 from prefmix.train.data import TokenRows
-from prefmix.train.dpo import COMPARING, PairTrainer
+from prefmix.train.dpo import PairTrainer
 from prefmix.train.guard import Guard, Writer
-from prefmix.train.loop import conversations, pairs
+from prefmix.train.loop import RowSet, conversations, longest_row, pairs
+from prefmix.train.memory import micro_batches_of, not_packed
 from prefmix.train.packed import refused
 from prefmix.train.records import StageRun
 from prefmix.train.reference import log_probabilities, reference_key
@@ -27,7 +32,10 @@ from prefmix.train.sft import ConversationTrainer
 from prefmix.train.steps import Steps
 
 Trainer = PairTrainer | ConversationTrainer
-_CPU_TOKENS = 1024
+#: transformers 5.23 calls it so and keeps the old name, which TRL reads, equal to it.
+_CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
 
 
 def trainer_of(
@@ -42,13 +50,16 @@ def trainer_of(
     """The model of the stage before (or the base) in a trainer for this one."""
     settings = session.settings
     lora = settings.adapter == "lora"
+    rows_of = pairs if isinstance(stage, DpoStage) else conversations
+    rows = rows_of(table)
+    budget, checkpointing = _micro_batches(session, stage, rows)
     source = session.base
     if before and not lora:
         source = weights.Base(session.base.name, str(before.folder / "adapter"), None, session.base.config)
     model = weights.load_base(source, settings, len(session.tokenizer.tokenizer))
     peft = weights.lora_config(settings.lora, bool(session.tokenizer.added), is_tied(model)) if lora else None
     test = tokens.get("test")
-    packs = refused(model.config) is None
+    packs = settings.packing is not False and _may_pack(session, refused(model.config))
     held_out = test.table if test is not None and len(test.table) else None
     keys = {"train": tokens["train"].key, "eval": test.key if test else ""}
     guard = Guard(session, folder)
@@ -56,38 +67,43 @@ def trainer_of(
         "model": model,
         "processing_class": session.tokenizer.tokenizer,
         "steps": steps,
-        "token_budget": _token_budget(stage),
+        "train_rows": rows,
+        "eval_rows": rows_of(held_out) if held_out is not None else None,
+        "token_budget": budget,
         "packs": packs,
         "may_shrink": stage.token_budget == "auto",
         "measure": guard.during,
         "callbacks": [Writer(session, folder)],
         "peft_config": peft,
     }
+    common = {"steps": len(steps), "evaluates": held_out is not None, _CHECKPOINTING: checkpointing}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"(peft|trl|transformers)\..*")
         if isinstance(stage, DpoStage):
+            own = _dpo(stage, lora)
             trainer: Trainer = PairTrainer(
-                args=_arguments(
-                    DPOConfig, session, stage, folder, len(steps), held_out is not None, **_dpo(stage, lora)
-                ),
-                train_rows=pairs(table),
-                eval_rows=pairs(held_out) if held_out is not None else None,
-                **shared,
+                args=_arguments(DPOConfig, session, stage, folder, **common, **own), **shared
             )
         else:
-            trainer = ConversationTrainer(
-                args=_arguments(SFTConfig, session, stage, folder, len(steps), held_out is not None),
-                train_rows=conversations(table),
-                eval_rows=conversations(held_out) if held_out is not None else None,
-                **shared,
-            )
+            trainer = ConversationTrainer(args=_arguments(SFTConfig, session, stage, folder, **common), **shared)
     trainer.remove_callback(PrinterCallback)
     weights.in_fp32(trainer.model)
-    if before and lora:
+    if before and isinstance(trainer.model, PeftModel):
         weights.load_adapter(trainer.model, before.folder / "adapter")
+    if packs and not trainer.packs_agree():
+        trainer.packs = _may_pack(session, "its packed rows have other likelihoods than its padded ones")
     if isinstance(trainer, PairTrainer):
         _with_reference(session, trainer, before, keys)
     return trainer, guard
+
+
+def _may_pack(session: Session, why_not: str | None) -> bool:
+    """Whether rows are packed: told when they are not, refused when the recipe insists."""
+    if why_not and session.settings.packing is True:
+        raise TrainError(f"train.packing: {session.base.name} cannot be packed: {why_not}. Leave the key out.")
+    if why_not:
+        session.watcher.note(f"{session.base.name} takes the padded path: {why_not}.")
+    return why_not is None
 
 
 def _with_reference(session: Session, trainer: PairTrainer, before: StageRun | None, keys: Mapping[str, str]) -> None:
@@ -95,8 +111,6 @@ def _with_reference(session: Session, trainer: PairTrainer, before: StageRun | N
     settings = session.settings
     start = before.run["adapter_sha256"] if before else None
     for split, rows in trainer.rows.items():
-        if rows is None:
-            continue
         key = reference_key(
             [keys[split], len(rows)],
             session.base.fingerprint,
@@ -117,12 +131,25 @@ def is_tied(model: Any) -> bool:
     return bool(model.config.get_text_config().tie_word_embeddings)
 
 
-def _token_budget(stage: AnyStage) -> int:
-    if isinstance(stage, DpoStage) and COMPARING & set([stage.loss] if isinstance(stage.loss, str) else stage.loss):
-        return 2**62  # these losses compare the rows of a step with each other: it is not split
-    if stage.token_budget != "auto":
-        return stage.token_budget
-    return _CPU_TOKENS
+def _micro_batches(session: Session, stage: AnyStage, rows: RowSet) -> tuple[int, bool]:
+    """The tokens of a micro-batch, and whether activations are computed again: asked before the weights are loaded."""
+    config, sequences = session.base.config, 2 if isinstance(stage, DpoStage) else 1
+    return micro_batches_of(
+        stage,
+        session.settings,
+        config,
+        _free_bytes(),
+        longest=longest_row(rows, not_packed(config) is None, sequences),
+        vocabulary=len(session.tokenizer.tokenizer),
+    )
+
+
+def _free_bytes() -> int | None:
+    """What is free on the GPU of the process that has the least; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.empty_cache()
+    return min(gather_object([torch.cuda.mem_get_info()[0]]))
 
 
 def _dpo(stage: DpoStage, lora: bool) -> dict[str, Any]:
@@ -153,7 +180,6 @@ def _arguments(
         max_grad_norm=1.0,
         max_length=None,  # what is too long was left out or shortened before: see data.py
         bf16=weights.dtype_of(session.settings) == "bfloat16",
-        gradient_checkpointing=session.settings.gradient_checkpointing is True,
         seed=session.recipe.seed % 2**32,
         use_cpu=weights.device().type == "cpu",
         eval_strategy="steps" if every else "no",

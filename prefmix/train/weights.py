@@ -64,7 +64,7 @@ def find_base(settings: Train, root: Path) -> Base:
 
 def device() -> torch.device:
     """The accelerator of this process, or the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def dtype_of(settings: Train) -> DType:
@@ -95,7 +95,8 @@ def load_base(base: Base, settings: Train, vocabulary: int | None = None) -> Pre
         )
     except (OSError, ValueError) as error:
         raise TrainError(f"train.base: {base.name} cannot be loaded: {_first_line(error)}") from error
-    if vocabulary is not None and vocabulary > model.get_input_embeddings().weight.shape[0]:
+    embeddings: Any = model.get_input_embeddings()
+    if vocabulary is not None and vocabulary > embeddings.weight.shape[0]:
         model.resize_token_embeddings(vocabulary, mean_resizing=True)
     model.config.use_cache = False
     return cured(model)
@@ -118,7 +119,7 @@ def lora_config(lora: Lora, added_tokens: bool, tied: bool) -> LoraConfig:
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # ty: ignore[invalid-argument-type] (PEFT divides it by r: a fraction will do)
         lora_dropout=lora.dropout,
         target_modules=lora.target,
         modules_to_save=embeddings if added_tokens else None,
