@@ -74,9 +74,44 @@ def test_imports_go_down_only(path):
     assert not above, f"{room} imports from a floor above it: {above}"
 
 
+#: Rooms of one floor that do not know each other: they meet at the folder of a mixture and at that of a run.
+STRANGERS = {
+    "build": {"train", "model", "publish"},
+    "inspect": {"train", "model", "publish"},
+    "publish": {"build", "train", "model"},
+    "train": {"build", "inspect", "starter", "contamination", "model"},
+    "model": {"build", "inspect", "starter", "contamination"},
+}
+
+
+@pytest.mark.parametrize("room", STRANGERS)
+def test_rooms_that_meet_at_a_folder_do_not_import_each_other(room):
+    inside = [path for path in rooms() if room_of(path) == room]
+    assert inside
+    assert not {name for path in inside for name in imported(path)} & STRANGERS[room]
+
+
+#: What the command line imports before it trains: no package of the extra is in them, or in what they import.
+@pytest.mark.parametrize(
+    "module", ["prefmix.train.inputs", "prefmix.train.report", "prefmix.publish", "prefmix.cli.trains"]
+)
+def test_what_is_needed_without_training_does_without_the_extra(module):
+    extra = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
+    code = f"import sys, {module}; print([m for m in {extra} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     ("library", "homes"),
-    [("huggingface_hub", {"hub"}), ("torch", {"train", "model"}), ("transformers", {"train", "model"})],
+    [
+        ("huggingface_hub", {"hub"}),
+        *(
+            (library, {"train", "model"})
+            for library in ("torch", "transformers", "peft", "bitsandbytes", "safetensors")
+        ),
+        *((library, {"train"}) for library in ("trl", "accelerate")),
+    ],
 )
 def test_some_libraries_are_imported_in_their_rooms_only(library, homes):
     def imports(path: Path) -> bool:

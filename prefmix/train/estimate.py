@@ -216,7 +216,7 @@ def _stage(
     rows = pairs(table) if is_dpo else conversations(table)
     answers, visible = _answers_and_visible(table, rows, is_dpo)
     cpu = device().type == "cpu"
-    reason = not_packed(config)
+    reason = not_packed(config, settings)
     longest = longest_row(rows, reason is None, 2 if is_dpo else 1)
     free = None if cpu else _memory_here(records.hardware(1))
     budget, checkpointing = micro_batches_of(stage, settings, config, free, longest=longest, vocabulary=vocabulary)

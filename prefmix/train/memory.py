@@ -342,8 +342,10 @@ def micro_batches_of(
     return tokens, _gpu_memory(sizes_of(config, settings, vocabulary), settings, most, False).total > free_bytes
 
 
-def not_packed(config: Any) -> str | None:
+def not_packed(config: Any, settings: Train) -> str | None:
     """Why a base's rows are padded instead of packed; None when they are packed. Reads no weights."""
+    if settings.packing is False:
+        return "the recipe says so (packing = false)"
     with torch.device("meta"):
         return packed.refused(transformers.AutoModelForCausalLM.from_config(config).config)
 

@@ -139,7 +139,7 @@ def _micro_batches(session: Session, stage: AnyStage, rows: RowSet) -> tuple[int
         session.settings,
         config,
         _free_bytes(),
-        longest=longest_row(rows, not_packed(config) is None, sequences),
+        longest=longest_row(rows, not_packed(config, session.settings) is None, sequences),
         vocabulary=len(session.tokenizer.tokenizer),
     )
 
