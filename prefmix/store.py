@@ -161,7 +161,7 @@ class Store:
             if mixture.folder.is_dir():  # somebody may have deleted it by hand
                 os.rename(mixture.folder, grave)
                 shutil.rmtree(grave, ignore_errors=True)
-            content = mixture.digest[:12]
+            content = labels[mixture.version]["digest"][:12]  # the folder may be damaged
             if not any(entry["digest"].startswith(content) for entry in labels.values() if "removed" not in entry):
                 for path in (self.root / mixture.name / _TOKENS).glob(f"{content}-*"):
                     path.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ from prefmix.train.data import tokenize
 from prefmix.train.dpo import PairTrainer
 from prefmix.train.estimate import sizes_of
 from prefmix.train.loop import RowSet, pairs
-from prefmix.train.packed import PackedModel, pack_pairs
+from prefmix.train.packed import PackedModel, pack_conversations, pack_pairs
 from prefmix.train.steps import best_fit, by_budget, plan_steps
 from prefmix.train.tokenizer import load_tokenizer
 
@@ -88,8 +88,11 @@ class CopiedPrompts(PackedModel):
 
     def __init__(self, model: Any, batch: Sequence[dict[str, Any]], config: Any, device: torch.device) -> None:
         pack = pack_pairs(batch)
-        copies = pack_pairs([{**row, "rejected_ids": []} for row in batch] + [{**row, "chosen_ids": row["rejected_ids"], "rejected_ids": []} for row in batch])  # fmt: skip
-        places = pack.places[torch.argsort(pack.places)]  # by line, chosen rows first: the order of the copies
+        lines = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in batch]
+        copies = pack_conversations(
+            [{"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer} for prompt, answer in lines]
+        )
+        places = pack.places.sort().values  # line by line, chosen rows first: the order of the copies
         super().__init__(model, replace(copies, places=places, shape=pack.shape), config, device)
 
 
@@ -285,7 +288,7 @@ def main() -> None:
     asked.add_argument("--r", type=int, help="rank; default 16 on a CPU, 64 on a GPU")
     asked.add_argument("--tokens", type=int, help="tokens a pack; default 1024 on a CPU, 16384 on a GPU")
     asked.add_argument("--padded-tokens", type=int, help="tokens a padded micro-batch; default twice --tokens on a CPU")
-    asked.add_argument("--trl-rows", type=int, default=4, help="rows a micro-batch of stock TRL")
+    asked.add_argument("--trl-rows", type=int, default=1, help="rows a micro-batch of stock TRL")
     asked.add_argument("--skip-trl", action="store_true")
     asked.add_argument("--json", action="store_true")
     given = asked.parse_args()

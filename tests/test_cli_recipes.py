@@ -275,7 +275,7 @@ def test_init_puts_the_data_of_a_shipped_recipe_beside_it(prefmix: Prefmix) -> N
     [
         (
             ["--recipe", "quikstart"],
-            "Did you mean quickstart? There are: dpopenhermes, dpopenhermes-original, quickstart.",
+            "Did you mean quickstart? There are: dpopenhermes, dpopenhermes-original, quickstart, smollm2.",
         ),
         (["--recipe", "quickstart", "a.jsonl"], "either DATA or --recipe, not both."),
         (

@@ -53,8 +53,8 @@ def rows(real_data, chat):
 
     read = pl.read_parquet(real_data / "orca_dpo_pairs" / "converted.parquet").filter(pl.col("question").str.len_chars() > 0)
     longest = read.sort(pl.col("question").str.len_chars(), descending=True).head(1)
-    some = read.filter(pl.col("question").str.len_chars() < 1500).sample(5, seed=3)
-    texts = [(row["question"], row["chosen"][:1200], row["rejected"][:1200]) for row in pl.concat([longest, some]).to_dicts()]
+    some = read.filter(pl.col("question").str.len_chars() < 700).sample(4, seed=3)
+    texts = [(row["question"], row["chosen"][:500], row["rejected"][:500]) for row in pl.concat([longest, some]).to_dicts()]
     words = texts[0][0].split(" ")
     while len(chat.tokenizer(" ".join(words))["input_ids"]) < 2000:
         words += words

@@ -24,7 +24,9 @@ import torch
 from prefmix.errors import TrainError
 
 #: Settings that change speed, memory or what is looked at, never the weights: a run may be resumed with others.
-FREE = frozenset({"token_budget", "eval_every", "checkpoint_every", "if_needed", "gradient_checkpointing", "packing", "eos"})
+FREE = frozenset(
+    {"token_budget", "eval_every", "checkpoint_every", "if_needed", "gradient_checkpointing", "packing", "eos"}
+)
 
 #: Dense bf16 TFLOP/s by a part of the GPU's name: what a large matrix product reached on an H200, and the makers' figures
 #: for the rest.
