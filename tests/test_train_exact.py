@@ -51,10 +51,14 @@ def rows(real_data, chat):
     and a conversation of several turns among them."""
     import datasets
 
-    read = pl.read_parquet(real_data / "orca_dpo_pairs" / "converted.parquet").filter(pl.col("question").str.len_chars() > 0)
+    read = pl.read_parquet(real_data / "orca_dpo_pairs" / "converted.parquet").filter(
+        pl.col("question").str.len_chars() > 0
+    )
     longest = read.sort(pl.col("question").str.len_chars(), descending=True).head(1)
     some = read.filter(pl.col("question").str.len_chars() < 700).sample(4, seed=3)
-    texts = [(row["question"], row["chosen"][:500], row["rejected"][:500]) for row in pl.concat([longest, some]).to_dicts()]
+    texts = [
+        (row["question"], row["chosen"][:500], row["rejected"][:500]) for row in pl.concat([longest, some]).to_dicts()
+    ]
     words = texts[0][0].split(" ")
     while len(chat.tokenizer(" ".join(words))["input_ids"]) < 2000:
         words += words
@@ -69,7 +73,9 @@ def rows(real_data, chat):
     ]
     turns = f"{START}user\n{texts[3][0]}{END}\n{START}assistant\n{texts[3][1]}{END}\n{START}user\nWhy?{END}\n{START}assistant\n"
     as_chatml.append({"prompt": turns, "chosen": texts[4][1] + END, "rejected": texts[4][2] + END})
-    as_chatml.append({"prompt": START, "chosen": "assistant\nA prompt of one token." + END, "rejected": "assistant\n" + END})
+    as_chatml.append(
+        {"prompt": START, "chosen": "assistant\nA prompt of one token." + END, "rejected": "assistant\n" + END}
+    )
     return datasets.Dataset.from_list(as_chatml)
 
 
