@@ -585,15 +585,15 @@ SFT_STAGE = {"name": "eos", "method": "sft"}
 @pytest.mark.parametrize(
     ("stages", "ways"),
     [
-        ([{**DPO_STAGE, "loss": "sigmoid"}], ["an sft stage at the end", 'an "sft" term', '"sigmoid_norm"']),
-        ([{**DPO_STAGE, "loss": ["sigmoid", "sft"]}, SFT_STAGE], ["more rows or steps in eos", '"sigmoid_norm"']),
-        ([{**DPO_STAGE, "loss": ["sigmoid_norm", "sft"]}], ["an sft stage at the end"]),
+        ([{**DPO_STAGE, "loss": "sigmoid"}], ["an sft stage at the end", 'an "sft" term', "a lower learning rate"]),
+        ([{**DPO_STAGE, "loss": ["sigmoid", "sft"]}, SFT_STAGE], ["more rows or steps in eos", "a lower learning rate"]),
+        ([{**DPO_STAGE, "loss": ["sigmoid_norm", "sft"]}], ["an sft stage at the end", "a lower learning rate"]),
     ],
 )
 def test_what_is_proposed_is_what_the_recipe_does_not_have(stages: list[dict[str, object]], ways: list[str]) -> None:
     settings = Train.model_validate({"base": "b", "stages": stages})
     text = advice(settings, {"cut": 0, "n": 8, "p_eos": 0.2})
-    every = ["an sft stage at the end", "more rows or steps in eos", 'an "sft" term', '"sigmoid_norm"']
+    every = ["an sft stage at the end", "more rows or steps in eos", 'an "sft" term', "a lower learning rate"]
     assert [way for way in every if way in text] == sorted(ways, key=every.index)
     assert "max_new_tokens" not in text
     assert "8 of 8 answers were cut at 256 tokens" in advice(settings, {"cut": 8, "n": 8, "p_eos": 0.9})

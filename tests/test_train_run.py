@@ -138,6 +138,14 @@ def test_every_stage_leaves_its_record(home, finished):
     assert finished.stages[1].run["after_stage"] == "dpo"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process does not begin with the peak of its parent")
+def test_the_peak_memory_is_that_of_this_process_and_not_of_the_one_that_started_it():
+    large = b"x" * 2**31
+    program = "from prefmix.train.records import peak_memory; print(peak_memory())"
+    child = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    assert 2**27 < int(child.stdout) < len(large)
+
+
 def test_nothing_of_a_run_is_a_pickle(finished):
     suffixes = {path.suffix for path in finished.folder.rglob("*") if path.is_file()}
     assert suffixes <= {".safetensors", ".json", ".jsonl", ".md", ".svg", ".jinja"}

@@ -76,8 +76,8 @@ def advice(settings: Train, after: Mapping[str, Any]) -> str:
     ways = [f"more rows or steps in {last.name}" if last.method == "sft" else "an sft stage at the end"]
     if any("sft" not in each for each in named):
         ways.append('an "sft" term in the loss')
-    if any("sigmoid" in each for each in named):
-        ways.append('the loss "sigmoid_norm", in which length counts for nothing')
+    if named:
+        ways.append("a lower learning rate in dpo")
     text = f"the model does not end its turns often enough. What helps: {'; '.join(ways)}."
     if after["cut"] and after["p_eos"] > _LIKELY:
         bound = settings.eos.max_new_tokens
