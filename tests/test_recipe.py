@@ -124,6 +124,7 @@ quantization = "none"
 dtype = "float32"
 adapter = "lora"
 add_tokens = true
+packing = false
 gradient_checkpointing = true
 lora = { r = 16, alpha = 32, dropout = 0.0, target = ["q_proj", "v_proj"] }
 eos = { min_stop_rate = 0.9, on_fail = "repair", prompts = 16, max_new_tokens = 128 }
