@@ -66,6 +66,15 @@ def peak_flops(device: str) -> float | None:
     return next((tera * 1e12 for name, tera in PEAK_TFLOPS.items() if name in device), None)
 
 
+def forget_peak_memory() -> None:
+    """Starts the peak anew, where the system allows it: a stage's own, not that of the stages before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory() -> int:
     """Bytes: the most that was allocated on the GPU, or resident on a CPU."""
     if torch.cuda.is_available():

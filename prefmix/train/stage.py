@@ -60,6 +60,7 @@ def run_stage(session: Session, stage: AnyStage, before: StageRun | None, resume
         records.cut_metrics(folder / "metrics.jsonl", int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1)
     accelerate.PartialState().wait_for_everyone()
     watcher.work("load", 0, 1)
+    records.forget_peak_memory()
     trainer, guard = trainer_of(session, stage, before, folder, steps, table, tokens)
     guard.begin(trainer, checkpoint, before.eos if before else None)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
