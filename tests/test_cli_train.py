@@ -586,7 +586,10 @@ SFT_STAGE = {"name": "eos", "method": "sft"}
     ("stages", "ways"),
     [
         ([{**DPO_STAGE, "loss": "sigmoid"}], ["an sft stage at the end", 'an "sft" term', "a lower learning rate"]),
-        ([{**DPO_STAGE, "loss": ["sigmoid", "sft"]}, SFT_STAGE], ["more rows or steps in eos", "a lower learning rate"]),
+        (
+            [{**DPO_STAGE, "loss": ["sigmoid", "sft"]}, SFT_STAGE],
+            ["more rows or steps in eos", "a lower learning rate"],
+        ),
         ([{**DPO_STAGE, "loss": ["sigmoid_norm", "sft"]}], ["an sft stage at the end", "a lower learning rate"]),
     ],
 )
