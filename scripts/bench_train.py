@@ -38,19 +38,22 @@ batch_size = {batch}
 token_budget = {budget}
 max_length = 1024
 """
-CHILD = """
+TOLD = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from prefmix.train.estimate import estimate
+print("RESULT", json.dumps(estimate(sys.argv[1], store=sys.argv[2]).as_json()))
+"""
+RUN = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
 from prefmix.train.run import train
-from prefmix.train.estimate import estimate
-told = estimate(sys.argv[1], store=sys.argv[2]).as_json()
-done = train(sys.argv[1], store=sys.argv[2])
-print("RESULT", json.dumps({"told": told, "run": done.stages[0].run}))
+print("RESULT", json.dumps(train(sys.argv[1], store=sys.argv[2]).stages[0].run))
 """
 
 
 def measured(folder: Path, given: argparse.Namespace, base: Path, method: str) -> dict[str, Any]:
-    """One stage in a process of its own: `{"told": the estimate, "run": run.json}`."""
+    """One stage: `{"told": the estimate, "run": run.json}`."""
     on_gpu = torch.cuda.is_available()
     text = (RECIPE + SFT).format(
         rows=ROWS,
@@ -66,9 +69,12 @@ def measured(folder: Path, given: argparse.Namespace, base: Path, method: str) -
     recipe.write_text(text.replace("[splits]\ntest = 0\n", "") + "[splits]\ntest = 0.001\n", encoding="utf-8")
     store = folder / "store"
     subprocess.run([sys.executable, "-m", "prefmix", "build", str(recipe), "--store", str(store), "-q"], check=True)
-    command = [sys.executable, "-c", CHILD, str(recipe), str(store)]
-    child = subprocess.run(command, check=True, cwd=folder, stdout=subprocess.PIPE, text=True)
-    return json.loads(child.stdout.rpartition("RESULT ")[2])
+    found = {}
+    for name, program in (("told", TOLD), ("run", RUN)):  # apart: the estimate's own memory is not the run's
+        command = [sys.executable, "-c", program, str(recipe), str(store)]
+        child = subprocess.run(command, check=True, cwd=folder, stdout=subprocess.PIPE, text=True)
+        found[name] = json.loads(child.stdout.rpartition("RESULT ")[2])
+    return found
 
 
 def main() -> None:
@@ -80,6 +86,7 @@ def main() -> None:
     asked.add_argument("--steps", type=int, default=3)
     asked.add_argument("--batch", type=int, default=8)
     asked.add_argument("--tokens", type=int, help="token budget; default: auto")
+    asked.add_argument("--method", choices=["dpo", "sft"], help="only this stage")
     asked.add_argument("--json", action="store_true")
     given = asked.parse_args()
     if not ROWS.is_dir():
@@ -89,7 +96,7 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         base = given.base.resolve() if given.base else random_base(Path(scratch) / "base", MISTRAL_7B, given.tokenizer)
-        for method in ("dpo", "sft"):
+        for method in [given.method] if given.method else ["dpo", "sft"]:
             folder = Path(scratch) / method
             folder.mkdir()
             found[method] = measured(folder, given, base, method)
