@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from small_models import smollm2
 from test_train_dpo import gradients, moved, our_step, ours, stock
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
@@ -23,32 +22,33 @@ LAYERS = 3
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    return smollm2(tmp_path_factory.mktemp("smollm2"))
-
-
-@pytest.fixture(scope="module")
-def base(whole, tmp_path_factory) -> Path:
+def base(smollm2_base, tmp_path_factory) -> Path:
     """The first layers of SmolLM2 with its embeddings, in fp32: real weights, in a few seconds a step."""
     folder = tmp_path_factory.mktemp("first-layers")
-    config = AutoConfig.from_pretrained(whole)
+    config = AutoConfig.from_pretrained(smollm2_base)
     config.num_hidden_layers = LAYERS
     model = LlamaForCausalLM(config)
-    model.load_state_dict(AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32).state_dict(), strict=False)
+    model.load_state_dict(
+        AutoModelForCausalLM.from_pretrained(smollm2_base, dtype=torch.float32).state_dict(), strict=False
+    )
     model.save_pretrained(folder)
-    load_tokenizer(str(whole), "main", whole).tokenizer.save_pretrained(folder)
+    load_tokenizer(str(smollm2_base), "main", smollm2_base).tokenizer.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def chat(whole):
-    return load_tokenizer(str(whole), "main", whole)
+def chat(smollm2_base):
+    return load_tokenizer(str(smollm2_base), "main", smollm2_base)
 
 
 @pytest.fixture(scope="module")
 def rows(real_data, chat):
     """Real pairs as ChatML text, with prompts from one token to more than 2,000; identical answers, answers of one token
-    and a conversation of several turns among them."""
+    and a conversation of several turns among them.
+
+    Answers are cut at 200 characters: a margin is a difference of sums of log-probabilities, and fp32 rounds longer ones by
+    more than the test allows. (At 500, stock TRL's gradient is 1.4e-5 from that of a plain pass in float64, ours 1.0e-5.)
+    """
     import datasets
 
     read = pl.read_parquet(real_data / "orca_dpo_pairs" / "converted.parquet").filter(
@@ -57,7 +57,7 @@ def rows(real_data, chat):
     longest = read.sort(pl.col("question").str.len_chars(), descending=True).head(1)
     some = read.filter(pl.col("question").str.len_chars() < 700).sample(4, seed=3)
     texts = [
-        (row["question"], row["chosen"][:500], row["rejected"][:500]) for row in pl.concat([longest, some]).to_dicts()
+        (row["question"], row["chosen"][:200], row["rejected"][:200]) for row in pl.concat([longest, some]).to_dicts()
     ]
     words = texts[0][0].split(" ")
     while len(chat.tokenizer(" ".join(words))["input_ids"]) < 2000:
@@ -123,19 +123,30 @@ def test_log_probabilities_of_each_row_are_the_same_alone_packed_and_padded(base
             np.testing.assert_allclose(found[f"ref_{side}_logps"], alone, rtol=1e-5)
 
 
-def test_in_bf16_the_packed_step_differs_from_the_padded_one_as_that_does_from_itself(base, chat, rows, tmp_path):
-    """Rounding in bf16 depends on how a micro-batch is laid out: the padded path in other micro-batches is the noise."""
+def test_bf16_rounds_the_packed_step_as_it_rounds_the_padded_one(base, chat, rows, tmp_path):
+    """What bf16 rounds depends on how a micro-batch is laid out: the distances of the padded path from fp32, in several
+    layouts of the same rows, are the noise."""
     table = stock(base, chat, rows, tmp_path).train_dataset.select(range(1, len(rows)))
 
-    def step(packs, budget):
-        trainer = ours(base, chat, table, tmp_path / f"{packs}{budget}", budget, packs)
-        moved(trainer)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = our_step(trainer)
-        return loss.item(), torch.cat([gradient.flatten() for gradient in gradients(trainer).values()])
+    def step(packs, budget, dtype):
+        """The log-probabilities of all answers and the gradient, with the rows laid out by a token budget."""
+        trainer = moved(ours(base, chat, table, tmp_path / f"{packs}{budget}{dtype}", budget, packs))
+        every = trainer.rows["train"]
+        found = torch.zeros(2, len(every))
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            our_step(trainer)
+            for micro in trainer.micro_batches(every, np.arange(len(every))):
+                found[:, micro] = trainer.likelihoods(every.rows(micro)).reshape(2, -1)
+        return found, torch.cat([gradient.flatten() for gradient in gradients(trainer).values()])
 
-    loss, gradient = step(False, 3000)
-    noise_loss, noise = step(False, 8000)
-    packed_loss, packed = step(True, 3000)
-    assert abs(packed_loss - loss) <= 5 * abs(noise_loss - loss) + 1e-3
-    assert (packed - gradient).norm() <= 3 * (noise - gradient).norm() + 1e-3 * gradient.norm()
+    exact = step(False, 3000, torch.float32)
+
+    def distances(packs):
+        found = [step(packs, budget, torch.bfloat16) for budget in (1, 400, 3000)]
+        return [max((one[part] - exact[part]).norm() / exact[part].norm() for one in found) for part in (0, 1)]
+
+    noise, packed = distances(False), distances(True)
+    assert 1e-4 < noise[0] < 0.05
+    assert 1e-3 < noise[1] < 0.1
+    assert packed[0] <= 2 * noise[0]
+    assert packed[1] <= 2 * noise[1]

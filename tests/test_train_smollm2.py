@@ -14,7 +14,6 @@ import polars as pl
 import pytest
 from hub.clients import process
 from hub.loopback import LoopbackHub
-from small_models import smollm2
 
 from prefmix.mixture import Mixture
 from prefmix.store import open_mixture
@@ -44,16 +43,15 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def hub(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LoopbackHub, Path]]:
+def hub(real_data: Path, smollm2_base: Path) -> Iterator[tuple[LoopbackHub, Path]]:
     """A Hub with the two data sets (real rows of their formats) and the model, and the model's folder."""
-    base = smollm2(tmp_path_factory.mktemp("smollm2"))
     hub = LoopbackHub()
     pairs = pl.read_parquet(real_data / "orca_dpo_pairs" / "converted.parquet").head(1000)
     rows = pl.read_parquet(real_data / "openhermes" / "converted_hermes_sources.parquet").gather_every(40)
     hub.commit("Intel/orca_dpo_pairs", {"orca_rlhf.jsonl": pairs.write_ndjson().encode()})
     hub.commit("teknium/openhermes", {"openhermes.json": json.dumps(rows.to_dicts()).encode()})
-    hub.commit(BASE, {path.name: path.read_bytes() for path in base.iterdir()}, repo_type="model")
-    yield hub, base
+    hub.commit(BASE, {path.name: path.read_bytes() for path in smollm2_base.iterdir()}, repo_type="model")
+    yield hub, smollm2_base
     hub.close()
 
 
