@@ -8,6 +8,7 @@ PrefmixError                1   an expected failure: says what, where and what t
 ├── BuildError              1   the rows do not allow what the recipe asks for
 ├── MixtureError            1   no such mixture, or one that fails verification
 ├── TrainError              1   a base, a tokenizer, a run folder or a machine that training cannot go on with
+├── ModelError              1   a model or a run that cannot be found, merged, evaluated, exported or talked to
 └── GateError               3   a quality gate was set and not passed
 """
 
@@ -77,6 +78,10 @@ class MixtureError(PrefmixError):
 
 class TrainError(PrefmixError):
     """A base model, a tokenizer, a run folder or a machine that training cannot go on with."""
+
+
+class ModelError(PrefmixError):
+    """A model or a run that cannot be found, merged, evaluated, exported or talked to."""
 
 
 class GateError(PrefmixError):

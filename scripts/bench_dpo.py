@@ -310,10 +310,12 @@ def main() -> None:
                 "lora": {"r": given.r, "alpha": given.r, "dropout": 0.0}}  # fmt: skip
     train = Train.model_validate(settings)
     given.dtype = weights.dtype_of(train)
-    base = weights.find_base(train, Path("/"))
+    base = weights.find_base(train.base, train.base_revision, Path("/"))
     tokenizer = load_tokenizer(str(folder.resolve()), "main", Path("/"))
     rows = rows_of(tokenizer, given.rows, given.max_length)
-    found = contenders(given, rows, lambda: weights.load_base(base, train), tokenizer)
+    found = contenders(
+        given, rows, lambda: weights.load_base(base, train.quantization, weights.dtype_of(train)), tokenizer
+    )
     rows = found[-1].trainer.rows["train"]
     numbers = np.arange(len(rows))
     parts = [numbers[start : start + given.batch] for start in range(0, len(numbers), given.batch)]

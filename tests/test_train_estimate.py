@@ -157,8 +157,8 @@ def test_nf4_takes_the_bytes_of_a_model_that_was_loaded_in_nf4(tmp_path):
     config = transformers.LlamaConfig(**wide, num_hidden_layers=2)
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     settings = settings_of(base="base", quantization="nf4")
-    base = find_base(settings, tmp_path)
-    model = load_base(base, settings)
+    base = find_base(settings.base, "main", tmp_path)
+    model = load_base(base, settings.quantization, dtype_of(settings))
     loaded = 0
     for parameter in model.parameters():
         loaded += parameter.untyped_storage().nbytes()

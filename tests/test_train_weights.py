@@ -13,20 +13,12 @@ from test_train_run import changed, document, home, timeless  # noqa: F401 (a fi
 
 from prefmix.errors import TrainError
 from prefmix.model.merge import merged_tensors, quantised_names, read_adapter
-from prefmix.recipe import Lora, Train, load_recipe
+from prefmix.recipe import Lora, load_recipe
 from prefmix.train import weights
 from prefmix.train.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
-SETTINGS = Train.model_validate(
-    {
-        "base": "base",
-        "quantization": "nf4",
-        "dtype": "float32",
-        "stages": [{"name": "a", "method": "sft", "subset": "sft"}],
-    }
-)
 IN_NF4 = ('quantization = "none"', 'quantization = "nf4"')
 
 
@@ -38,7 +30,7 @@ def base_folder(tmp_path_factory):
 
 
 def quantised(folder):
-    return weights.load_base(weights.find_base(SETTINGS, folder), SETTINGS)
+    return weights.load_base(weights.find_base("base", "main", folder), "nf4", "float32")
 
 
 def with_adapter(model, seed=0):
@@ -120,7 +112,7 @@ def test_a_run_in_nf4_goes_on_bit_for_bit(home, tmp_path):  # noqa: F811
 def test_merging_into_the_dequantised_base_gives_the_model_that_was_trained(base_folder, tmp_path):
     model = with_adapter(quantised(base_folder))
     model.eval()
-    weights.save_adapter(model, tmp_path, weights.find_base(SETTINGS, base_folder))
+    weights.save_adapter(model, tmp_path, weights.find_base("base", "main", base_folder))
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         expected = model(input_ids=ids).logits.log_softmax(-1)
@@ -149,7 +141,7 @@ def test_the_names_that_are_quantised_are_those_that_transformers_quantises(base
 
 
 def test_an_adapter_of_another_base_is_not_merged(base_folder, tmp_path):
-    weights.save_adapter(with_adapter(quantised(base_folder)), tmp_path, weights.find_base(SETTINGS, base_folder))
+    weights.save_adapter(with_adapter(quantised(base_folder)), tmp_path, weights.find_base("base", "main", base_folder))
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     save_file(
         {name.replace("layers.1", "layers.7"): t for name, t in tensors.items()}, tmp_path / "adapter_model.safetensors"
@@ -159,10 +151,9 @@ def test_an_adapter_of_another_base_is_not_merged(base_folder, tmp_path):
 
 
 def test_a_base_that_is_none_is_told(home, tmp_path):  # noqa: F811
-    recipe = load_recipe(
-        home / "recipe.toml", ['train.base="pairs.jsonl"', f"train.output={json.dumps(str(tmp_path))}"]
-    )
-    with pytest.raises(Exception, match=r"pairs\.jsonl"):
+    recipe = load_recipe(home / "recipe.toml", ['train.base="hollow"', f"train.output={json.dumps(str(tmp_path))}"])
+    (home / "hollow").mkdir()
+    with pytest.raises(TrainError, match="hollow is not a model that can be read"):
         train(recipe, store=home / "store")
 
 

@@ -161,7 +161,7 @@ def estimate(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     settings = settings_of(recipe)
     mixture = mixture if isinstance(mixture, Mixture) else find_mixture(recipe, mixture, store)
-    base = find_base(settings, recipe.root)
+    base = find_base(settings.base, settings.base_revision, recipe.root)
     tokenizer = load_tokenizer(settings.base, settings.base_revision, recipe.root, add_tokens=settings.add_tokens)
     sizes = sizes_of(base.config, settings, len(tokenizer.tokenizer))
     stages = []

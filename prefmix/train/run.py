@@ -88,7 +88,7 @@ def train(
         _check_folders(folder, settings.stages, resume, force)
     state.wait_for_everyone()
     _quiet_libraries()
-    base = find_base(settings, recipe.root)
+    base = find_base(settings.base, settings.base_revision, recipe.root)
     tokenizer = load_tokenizer(settings.base, settings.base_revision, recipe.root, add_tokens=settings.add_tokens)
     for note in tokenizer.notes:
         watcher.note(note)

@@ -56,7 +56,9 @@ def trainer_of(
     source = session.base
     if before and not lora:
         source = weights.Base(session.base.name, str(before.folder / "adapter"), None, session.base.config)
-    model = weights.load_base(source, settings, len(session.tokenizer.tokenizer))
+    model = weights.load_base(
+        source, settings.quantization, weights.dtype_of(settings), len(session.tokenizer.tokenizer)
+    )
     peft = weights.lora_config(settings.lora, bool(session.tokenizer.added), is_tied(model)) if lora else None
     test = tokens.get("test")
     packs = settings.packing is not False and _may_pack(session, refused(model.config))

@@ -21,6 +21,7 @@ from prefmix.errors import TrainError
 from prefmix.recipe import Lora, Train
 
 DType = Literal["float32", "bfloat16"]
+Quantization = Literal["nf4", "none"]
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,23 @@ class Base:
         return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def find_base(settings: Train, root: Path) -> Base:
-    """The base of a recipe: a folder relative to `root`, else a Hub name whose revision is resolved to a commit.
+def find_base(name: str, revision: str, root: Path) -> Base:
+    """A base model: a folder relative to `root`, else a Hub name whose revision is resolved to a commit.
 
     Raises TrainError when a folder has no readable config.json; HubError.
     """
-    folder = root / settings.base
+    folder = root / name
     commit = None
     path = str(folder)
     if not folder.is_dir():
         from prefmix import hub
 
-        path, commit = settings.base, hub.resolve_revision(settings.base, settings.base_revision, repo_type="model")
+        path, commit = name, hub.resolve_revision(name, revision, repo_type="model")
     try:
         config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise TrainError(
-            f"train.base: {settings.base} is not a model that can be read: {_first_line(error)}"
-        ) from error
-    return Base(settings.base, path, commit, config)
+        raise TrainError(f"The base {name} is not a model that can be read: {_first_line(error)}") from error
+    return Base(name, path, commit, config)
 
 
 def device() -> torch.device:
@@ -68,33 +67,34 @@ def device() -> torch.device:
 
 
 def dtype_of(settings: Train) -> DType:
-    """What is computed in, unless the recipe says: bf16 on a GPU and on a CPU with matrix units for it (AMX, where it is
-    15 times as fast), fp32 on other CPUs."""
-    if settings.dtype != "auto":
-        return settings.dtype
+    """What the recipe's runs compute in: `native_dtype` unless it says."""
+    return native_dtype() if settings.dtype == "auto" else settings.dtype
+
+
+def native_dtype() -> DType:
+    """bf16 on a GPU and on a CPU with matrix units for it (AMX, where it is 15 times as fast), fp32 on other CPUs."""
     return "float32" if device().type == "cpu" and not torch.cpu._is_amx_tile_supported() else "bfloat16"
 
 
-def load_base(base: Base, settings: Train, vocabulary: int | None = None) -> PreTrainedModel:
+def load_base(base: Base, quantization: Quantization, dtype: DType, vocabulary: int | None = None) -> PreTrainedModel:
     """The base with its weights on this process's device, in NF4 (double quantisation) or as they are.
 
     `vocabulary` makes the embeddings at least that long, for tokens that were added. Raises TrainError.
     """
-    dtype = getattr(torch, dtype_of(settings))
-    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": device()}}
-    if settings.quantization == "nf4":
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype), "device_map": {"": device()}}
+    if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_compute_dtype=options["dtype"],
         )
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base.path, revision=base.commit, trust_remote_code=False, use_safetensors=True, **options
         )
     except (OSError, ValueError) as error:
-        raise TrainError(f"train.base: {base.name} cannot be loaded: {_first_line(error)}") from error
+        raise TrainError(f"The base {base.name} cannot be loaded: {_first_line(error)}") from error
     embeddings: Any = model.get_input_embeddings()
     if vocabulary is not None and vocabulary > embeddings.weight.shape[0]:
         model.resize_token_embeddings(vocabulary, mean_resizing=True)
@@ -151,6 +151,8 @@ def load_adapter(model: PeftModel, folder: Path) -> None:
                          f"{_first_line(error)}") from error  # fmt: skip
     if loaded.unexpected_keys:
         raise TrainError(f"{folder} is the adapter of another base: it has {loaded.unexpected_keys[0]}.")
+    if missing := [name for name in loaded.missing_keys if ".lora_" in name]:
+        raise TrainError(f"{folder} is the adapter of another base: it has no {missing[0]}.")
 
 
 def save_adapter(model: PreTrainedModel | PeftModel, folder: Path, base: Base) -> None:
