@@ -144,6 +144,15 @@ def write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 class _HashingFile:
     """A binary file for writing that hashes what goes through it and is on the disk when it is closed."""
 

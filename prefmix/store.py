@@ -22,12 +22,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefmix.errors import MixtureError, UsageError
-from prefmix.mixture import MANIFEST, Mixture, Unreadable, open_folder, write_durably
+from prefmix.mixture import MANIFEST, Mixture, Unreadable, open_folder, sync, write_durably
 
 #: What a mixture may be called.
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _STAGING = ".staging-"
-_TOKENS = ".tokens"
+#: The folder beside the versions of a mixture with the token ids that training made.
+TOKENS = ".tokens"
 
 
 def open_mixture(reference: str | Path, store: str | Path | None = None) -> Mixture:
@@ -140,9 +141,9 @@ class Store:
             created = datetime.now(UTC).isoformat(timespec="seconds")
             full = {**manifest, "version": label, "created": created}
             write_durably(staged / MANIFEST, json.dumps(full, indent=1, ensure_ascii=False) + "\n")
-            _sync_folder(staged)
+            sync(staged)
             os.rename(staged, target)
-            _sync_folder(home)
+            sync(home)
             labels[label] = {"build": build, "digest": manifest["digest"], "created": created}
             self._write_labels(name, labels)
         return Mixture(target, full, is_new=True)
@@ -163,7 +164,7 @@ class Store:
                 shutil.rmtree(grave, ignore_errors=True)
             content = labels[mixture.version]["digest"][:12]  # the folder may be damaged
             if not any(entry["digest"].startswith(content) for entry in labels.values() if "removed" not in entry):
-                for path in (self.root / mixture.name / _TOKENS).glob(f"{content}-*"):
+                for path in (self.root / mixture.name / TOKENS).glob(f"{content}-*"):
                     path.unlink(missing_ok=True)
 
     def _labels(self, name: str) -> dict[str, dict[str, str]]:
@@ -182,7 +183,7 @@ class Store:
         fresh = path.with_name(f"{_STAGING}{token_hex(6)}.json")
         write_durably(fresh, json.dumps(labels, indent=1) + "\n")
         os.replace(fresh, path)
-        _sync_folder(path.parent)
+        sync(path.parent)
 
     def _adopt_unlabelled(self, name: str) -> dict[str, dict[str, str]]:
         """The labels, with those of mixtures whose build was killed between the rename and the label."""
@@ -221,14 +222,6 @@ def _readable(folder: Path) -> Mixture | None:
         return open_folder(folder)
     except Unreadable:
         return None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _number(label: str) -> int:

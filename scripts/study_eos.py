@@ -91,10 +91,10 @@ max_length = 1024
 def without_end_in_chosen() -> Generator[None]:
     """Takes the last token off the chosen answers of the training rows, which no recipe can ask for."""
 
-    def forced(table: datasets.Dataset, *extra: Any) -> RowSet:
+    def forced(table: datasets.Dataset) -> RowSet:
         bare = [ids[:-1] for ids in table["chosen_ids"]]
         plain = datasets.Dataset.from_dict({**{name: table[name] for name in table.column_names}, "chosen_ids": bare})
-        return pairs(plain.cast(table.features), *extra)
+        return pairs(plain.cast(table.features))
 
     with patch.object(trainers, "pairs", forced):
         yield

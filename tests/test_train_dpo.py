@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from prefmix.errors import TrainError
 from prefmix.train.dpo import PairTrainer
-from prefmix.train.loop import pairs
+from prefmix.train.loop import WHOLE_STEP, pairs
 from prefmix.train.reference import log_probabilities
 from prefmix.train.steps import plan_steps
 from prefmix.train.tokenizer import load_tokenizer
@@ -191,7 +191,9 @@ def test_exo_pair_and_weighted_mixes_are_stock_trls(base, chat, rows, tmp_path):
 @pytest.mark.parametrize("loss", ["aot", "aot_unpaired"])
 def test_losses_that_compare_rows_are_stock_trls_in_one_micro_batch(base, chat, rows, tmp_path, loss):
     theirs = moved(stock(base, chat, rows["text"], tmp_path, loss_type=[loss]))
-    assert_same_step(moved(ours(base, chat, theirs.train_dataset, tmp_path, 2**62, True, loss_type=[loss])), theirs)
+    assert_same_step(
+        moved(ours(base, chat, theirs.train_dataset, tmp_path, WHOLE_STEP, True, loss_type=[loss])), theirs
+    )
 
 
 def test_log_probabilities_are_those_of_a_plain_forward_pass(base, chat, rows, tmp_path):
@@ -248,7 +250,11 @@ def test_an_out_of_memory_error_says_what_to_change(base, chat, rows, tmp_path, 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trainer, "_over", exhausted)
-    with pytest.raises(TrainError, match=r"lower token_budget to 2048.*gradient_checkpointing = true"):
+    with pytest.raises(TrainError, match=r"lower token_budget to 2048, or set gradient_checkpointing = true"):
+        trainer.training_step(trainer.model, 0)
+    trainer.args.gradient_checkpointing = True
+    trainer.token_budget = WHOLE_STEP
+    with pytest.raises(TrainError, match=r"a whole step in one micro-batch.*lower batch_size\.$"):
         trainer.training_step(trainer.model, 0)
 
 

@@ -25,8 +25,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from prefmix.build import build
 from prefmix.errors import GateError, MixtureError, TrainError, UsageError
 from prefmix.recipe import load_recipe
+from prefmix.store import open_mixture
 from prefmix.train import trainers, weights
 from prefmix.train.run import Watcher, train
+from prefmix.train.session import held_out_rows
+from prefmix.train.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -363,3 +366,16 @@ def test_two_processes_give_the_losses_of_one(home, tmp_path):
         expected, found = map(load_file, saved)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_the_eos_is_measured_on_held_out_rows_and_refused_without_any(home):
+    recipe, mixture = load_recipe(home / "recipe.toml"), open_mixture("tiny", home / "store")
+    chat = load_tokenizer("base", "main", home)
+
+    def held_out(*changes):
+        return held_out_rows(mixture, chat, load_recipe(home / "recipe.toml", changes).train, Watcher())
+
+    assert held_out().split == "test"
+    assert len(held_out()) == recipe.train.eos.prompts
+    with pytest.raises(TrainError, match="no row that fits into 8 tokens"):
+        held_out("train.stages.0.max_length=8", "train.stages.1.max_length=8")

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from prefmix.errors import TrainError
+from prefmix.mixture import sync
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -65,10 +66,10 @@ class Checkpoints(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             for path in staged.iterdir():
-                _sync(path)
+                sync(path)
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(staged, folder)
-            _sync(folder.parent)
+            sync(folder.parent)
             others = sorted(folder.parent.glob(f"{PREFIX}*"), key=lambda path: int(path.name.removeprefix(PREFIX)))
             for path in others[:-_KEPT]:
                 shutil.rmtree(path)
@@ -159,11 +160,3 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         raise TrainError(
             f"{path} cannot be read ({error}). Remove its folder: an older checkpoint is taken."
         ) from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

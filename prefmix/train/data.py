@@ -30,6 +30,7 @@ from prefmix.digest import SplitDigest
 from prefmix.errors import TrainError
 from prefmix.mixture import Mixture
 from prefmix.schema import Kind
+from prefmix.store import TOKENS
 from prefmix.train.tokenizer import ChatTokenizer
 
 Progress = Callable[[int, int], None]
@@ -65,7 +66,6 @@ _AS_CHATML: dict[Kind, dict[str, pl.Expr]] = {
     "sft": {"messages": render(pl.col("messages"))},
 }
 _BATCH_ROWS = 512  # an encoding takes about 100 bytes a token while it lives
-_FOLDER = ".tokens"
 _SUMMARY, _SHA256 = b"prefmix", b"prefmix.sha256"
 _TURN = re.compile(rf"{re.escape(START)}([a-z_]+)\n.*{re.escape(END)}", re.DOTALL)
 
@@ -111,7 +111,7 @@ def tokenize(
     settings = [mixture.digest, tokenizer.sha256, subset, split, max_length, DATA_VERSION]
     key = sha256(json.dumps(settings).encode()).hexdigest()
     name = f"{mixture.digest[:12]}-{key[:12]}.arrow"
-    folders = [mixture.folder.resolve().parent / _FOLDER, *([fallback] if fallback else [])]
+    folders = [mixture.folder.resolve().parent / TOKENS, *([fallback] if fallback else [])]
     for folder in folders:
         if found := _opened(folder / name, key):
             return found

@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from prefmix.errors import TrainError
 from prefmix.mixture import Mixture
 from prefmix.recipe import DpoStage, Recipe, Train, load_recipe
 from prefmix.train import records
-from prefmix.train.data import TokenRows
 from prefmix.train.inputs import find_mixture, settings_of
-from prefmix.train.loop import RowSet, conversations, longest_row, pairs
+from prefmix.train.loop import WHOLE_STEP, RowSet, conversations, longest_row, pairs
 from prefmix.train.memory import (
     Memory,
     Sizes,
@@ -33,8 +31,8 @@ from prefmix.train.memory import (
     sizes_of,
     training_memory,
 )
-from prefmix.train.session import AnyStage, Watcher, tokenized
-from prefmix.train.steps import Steps, best_fit, by_budget, plan_steps
+from prefmix.train.session import AnyStage, StageRows, Watcher, stage_rows
+from prefmix.train.steps import Steps, best_fit, by_budget
 from prefmix.train.tokenizer import load_tokenizer
 from prefmix.train.weights import device, dtype_of, find_base
 
@@ -166,12 +164,8 @@ def estimate(
     sizes = sizes_of(base.config, settings, len(tokenizer.tokenizer))
     stages = []
     for stage in settings.stages:
-        tokens = {
-            split: tokenized(mixture, stage.subset, split, tokenizer, stage.max_length, settings, watcher or Watcher())
-            for split in ("train", "test")
-            if split in mixture.splits.get(stage.subset, ())
-        }
-        stages.append(_stage(recipe, stage, tokens, base.config, len(tokenizer.tokenizer)))
+        rows = stage_rows(mixture, stage, recipe.seed, settings, tokenizer, watcher or Watcher())
+        stages.append(_stage(settings, stage, rows, base.config, len(tokenizer.tokenizer)))
     here = records.hardware(1)
     return Estimate(
         recipe=recipe.name,
@@ -189,29 +183,9 @@ def estimate(
     )
 
 
-def _stage(
-    recipe: Recipe,
-    stage: AnyStage,
-    tokens: Mapping[str, TokenRows],
-    config: Any,
-    vocabulary: int,
-) -> StageEstimate:
-    if "train" not in tokens or not len(tokens["train"].table):
-        raise TrainError(f"The stage {stage.name} has no row to train on: see {stage.subset} of the mixture, and "
-                         f"max_length.")  # fmt: skip
-    settings = recipe.train
-    assert settings is not None
+def _stage(settings: Train, stage: AnyStage, given: StageRows, config: Any, vocabulary: int) -> StageEstimate:
     sizes = sizes_of(config, settings, vocabulary)
-    table = tokens["train"].table
-    table = table.select(range(min(stage.rows or len(table), len(table))))
-    steps = plan_steps(
-        table["id"],
-        seed=recipe.seed,
-        stage=stage.name,
-        batch_size=stage.batch_size,
-        epochs=stage.epochs,
-        max_steps=stage.max_steps,
-    )
+    table, steps = given.table, given.steps
     is_dpo = isinstance(stage, DpoStage)
     rows = pairs(table) if is_dpo else conversations(table)
     answers, visible = _answers_and_visible(table, rows, is_dpo)
@@ -237,7 +211,7 @@ def _stage(
     loading = loading_bytes(sizes, settings, dtype_of(settings), _stored_bytes(config), cpu=cpu)
     measuring = measuring_bytes(sizes, settings, dtype_of(settings), int(rows.lengths.max()), cpu=cpu)
     whole, in_packs = int(rows.whole[steps.order].sum()), int(rows.packed[steps.order].sum())
-    reference = _reference_tokens(rows, steps, tokens) if is_dpo else 0
+    reference = _reference_tokens(rows, given) if is_dpo else 0
     run = padded.tokens if reason else in_packs
     flops = training_flops(sizes, settings, run, float(visible[steps.order].sum()))
     flops += forward_flops(sizes, reference, reference * float(visible.sum()) / max(1, int(rows.packed.sum())))
@@ -245,8 +219,8 @@ def _stage(
         stage=stage.name,
         method=stage.method,
         rows=len(table),
-        left_out=dict(tokens["train"].left_out),
-        shortened=tokens["train"].shortened,
+        left_out=dict(given.tokens["train"].left_out),
+        shortened=given.tokens["train"].shortened,
         batch_size=stage.batch_size,
         steps=len(steps),
         epochs=round(steps.epochs, 4),
@@ -287,7 +261,7 @@ def layouts(rows: RowSet, steps: Steps, budget: int, answers: np.ndarray, sequen
         for micro in best_fit(rows.packed[numbers], budget):
             chosen = numbers[micro]
             held = int(rows.packed[chosen].sum())
-            room = max(held, budget) if budget < 2**62 else held
+            room = max(held, budget) if budget < WHOLE_STEP else held
             found["packed"].append((held, held, room, int(answers[chosen].sum()), held * held))
     return _layout(found["padded"]), _layout(found["packed"])
 
@@ -330,11 +304,10 @@ def _answers_and_visible(table: Any, rows: RowSet, is_dpo: bool) -> tuple[np.nda
     return both, visible
 
 
-def _reference_tokens(rows: RowSet, steps: Steps, tokens: Mapping[str, TokenRows]) -> int:
+def _reference_tokens(rows: RowSet, given: StageRows) -> int:
     """Tokens of the reference pass: every row of the steps once, and the held-out ones."""
-    held_out = tokens.get("test")
-    more = int(pairs(held_out.table).packed.sum()) if held_out is not None and len(held_out.table) else 0
-    return int(rows.packed[np.unique(steps.order)].sum()) + more
+    more = int(pairs(given.held_out).packed.sum()) if given.held_out is not None else 0
+    return int(rows.packed[np.unique(given.steps.order)].sum()) + more
 
 
 def _on_gpu(

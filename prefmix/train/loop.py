@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 else:
     Trainer = object  # it is a mixin: TRL's trainer comes behind it in the bases of ours
 
+#: A token budget that no step exceeds: losses that compare rows see the whole step in one micro-batch.
+WHOLE_STEP = 2**62
 #: Adds measurements of the model to an evaluation: names and values.
 Measure = Callable[[torch.nn.Module, int], Mapping[str, float]]
 
@@ -59,11 +61,11 @@ class RowSet:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def pairs(table: datasets.Dataset, extra: Mapping[str, np.ndarray] | None = None) -> RowSet:
+def pairs(table: datasets.Dataset) -> RowSet:
     """Rows with `prompt_ids, chosen_ids, rejected_ids`."""
     prompt, chosen, rejected = (_lengths(table, f"{part}_ids") for part in ("prompt", "chosen", "rejected"))
     longest = prompt + np.maximum(chosen, rejected)
-    return RowSet(table, longest, 2 * prompt + chosen + rejected, prompt + chosen + rejected, chosen, extra or {})
+    return RowSet(table, longest, 2 * prompt + chosen + rejected, prompt + chosen + rejected, chosen, {})
 
 
 def conversations(table: datasets.Dataset) -> RowSet:
@@ -75,9 +77,9 @@ def conversations(table: datasets.Dataset) -> RowSet:
     return RowSet(table, lengths, lengths, lengths, np.diff(ends), {})
 
 
-def longest_row(rows: RowSet, packs: bool, sequences: int) -> int:
-    """The most tokens that one row takes in a micro-batch."""
-    return int(rows.packed.max() if packs else rows.lengths.max() * sequences)
+def longest_row(rows: RowSet, packs: bool, sequences: int, among: Any = ...) -> int:
+    """The most tokens that one of the rows (those numbered `among`) takes in a micro-batch."""
+    return int(rows.packed[among].max() if packs else rows.lengths[among].max() * sequences)
 
 
 def _lengths(table: datasets.Dataset, column: str) -> np.ndarray:
@@ -115,7 +117,7 @@ class StepLoop(Trainer):
         self.may_shrink = may_shrink
         self.measure = measure
         #: Of the whole stage, over all processes and resumed parts.
-        self.seen: dict[str, float] = {"rows": 0, "tokens": 0, "seconds": 0.0}
+        self.seen: dict[str, float] = {"rows": 0, "tokens": 0, "processed": 0, "seconds": 0.0}
         self._since: float | None = None  # when the last step ended; evaluations do not count
         tables: dict[str, Any] = {
             "train_dataset": train_rows.table,
@@ -157,7 +159,7 @@ class StepLoop(Trainer):
         return [next(epoch_iterator) for _ in range(num_batches)], None
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # counted by run.py, from the tokens
+        return 0  # counted by stage.py, from the tokens
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         model.train()
@@ -172,9 +174,10 @@ class StepLoop(Trainer):
             except torch.OutOfMemoryError as error:
                 model.zero_grad()
                 torch.cuda.empty_cache()
-                longest = int(self.rows["train"].lengths[numbers].max()) * self.sequences
+                longest = longest_row(self.rows["train"], self.packs, self.sequences, numbers)
                 if not self.may_shrink or self.token_budget <= longest or self.accelerator.num_processes > 1:
-                    raise TrainError(_out_of_memory(self.token_budget, longest)) from error
+                    told = _out_of_memory(self.token_budget, longest, bool(self.args.gradient_checkpointing))
+                    raise TrainError(told) from error
                 self.token_budget = max(longest, self.token_budget // 2)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict:
@@ -207,7 +210,8 @@ class StepLoop(Trainer):
         if "loss" in logs:  # a training step: speed of the step just done, over all processes
             now = time.perf_counter()
             rows, tokens = self._step_size
-            seconds = now - (self._since or now)
+            assert self._since is not None, "training_step has set it"
+            seconds = now - self._since
             logs |= {"rows_per_s": rows / seconds, "tokens_per_s": tokens / seconds}
             self.seen["seconds"] += seconds
             self._since = now
@@ -240,7 +244,9 @@ class StepLoop(Trainer):
             total += loss.detach()
             for name, values in metrics.items():
                 tally[name] += (token_share if name in self.token_metrics else share) * values[-1]
-        self._record(mode, tally, len(numbers), int(rows.whole[numbers].sum()))
+        self._record(mode, tally)
+        if mode == "train":
+            self._count(numbers)
         return total
 
     @contextmanager
@@ -256,17 +262,22 @@ class StepLoop(Trainer):
             del accelerator.gather, accelerator.gather_for_metrics
             self._metrics[mode] = kept
 
-    def _record(self, mode: str, tally: Mapping[str, float], rows: int, tokens: int) -> None:
+    def _count(self, numbers: np.ndarray) -> None:
+        """Adds a step to what was seen: `tokens` of all its sequences, `processed` of what went through the model."""
+        rows = self.rows["train"]
+        tokens = int(rows.whole[numbers].sum())
+        self._step_size = len(numbers), tokens
+        self.seen["rows"] += len(numbers)
+        self.seen["tokens"] += tokens
+        self.seen["processed"] += int(rows.packed[numbers].sum()) if self.packs else tokens
+
+    def _record(self, mode: str, tally: Mapping[str, float]) -> None:
         names = sorted(tally.keys() - self.left_out_metrics)
         means = torch.tensor([tally[name] for name in names], dtype=torch.float64, device="cpu")
         if self.accelerator.num_processes > 1:
             means = self.accelerator.reduce(means.float().to(self.accelerator.device), "mean").cpu()
         for name, value in zip(names, means.tolist(), strict=True):
             self._metrics[mode][name].append(value)
-        if mode == "train":
-            self._step_size = rows, tokens
-            self.seen["rows"] += rows
-            self.seen["tokens"] += tokens
 
     def _not_finite(self, loss: torch.Tensor, rows: np.ndarray) -> str:
         ids: Sequence[str] = self.rows["train"].table[rows.tolist()]["id"]
@@ -285,7 +296,10 @@ def _give_back() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _out_of_memory(budget: int, longest: int) -> str:
-    smaller = max(longest, budget // 2)
-    shorter = f"lower token_budget to {smaller}" if smaller < budget else "lower max_length"
-    return f"Out of memory with {budget} tokens a micro-batch: {shorter}, or set gradient_checkpointing = true."
+def _out_of_memory(budget: int, longest: int, checkpoints: bool) -> str:
+    if budget >= WHOLE_STEP:
+        told, remedy = "a whole step in one micro-batch, which its loss compares", "lower batch_size"
+    else:
+        told, smaller = f"{budget} tokens a micro-batch", max(longest, budget // 2)
+        remedy = f"lower token_budget to {smaller}" if smaller < budget else "lower max_length"
+    return f"Out of memory with {told}: {remedy}{'' if checkpoints else ', or set gradient_checkpointing = true'}."

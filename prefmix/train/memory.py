@@ -18,6 +18,7 @@ from peft import get_peft_model
 
 from prefmix.recipe import DpoStage, SftStage, Train
 from prefmix.train import eos, packed
+from prefmix.train.loop import WHOLE_STEP
 from prefmix.train.weights import lora_config
 
 #: Bits a parameter takes in NF4 with double quantisation: 4, 8 for the scale of each 64, 32 for that of 256 scales.
@@ -35,8 +36,7 @@ CPU_HOLES, GPU_HOLES = 1.1, 0.05
 #: Tokens per micro-batch on a CPU, where longer packs cost more attention than they save.
 CPU_TOKENS = 1024
 MOST_TOKENS = 32_768
-#: The tokens of a micro-batch that is never split: that of losses which compare the rows of a step with each other.
-WHOLE_STEP = 2**62
+#: Losses that compare the rows of a step with each other, so that it is never split.
 COMPARING = frozenset({"aot", "aot_unpaired"})
 _HEAD_ROWS = 4096
 #: fp32 tiles that TRL's head has at once beside the one it multiplies into, in its backward pass in torch operations (the

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from prefmix.errors import TrainError
+from prefmix.mixture import write_durably
 
 #: Settings that change speed, memory or what is looked at, never the weights: a run may be resumed with others.
 FREE = frozenset(
@@ -109,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Replaces a file at once."""
     staged = path.with_name(f".{path.name}")
-    staged.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_durably(staged, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     os.replace(staged, path)
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import datasets
 
+from prefmix.errors import TrainError
 from prefmix.mixture import Mixture
 from prefmix.recipe import DpoStage, Recipe, SftStage, Train
 from prefmix.schema import Kind
+from prefmix.store import TOKENS
 from prefmix.train.data import TokenRows, tokenize
 from prefmix.train.eos import HeldOut, Measured, measure
-from prefmix.train.steps import Steps
+from prefmix.train.steps import Steps, plan_steps
 from prefmix.train.tokenizer import ChatTokenizer
 from prefmix.train.weights import Base
 
@@ -37,7 +40,22 @@ class Watcher:
         """Something that the user should know and that stops nothing."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class StageRows:
+    """What a stage trains on: the token ids of its splits, the rows of `train` that it may use, and which make each step."""
+
+    tokens: Mapping[str, TokenRows]
+    table: datasets.Dataset
+    steps: Steps
+
+    @property
+    def held_out(self) -> datasets.Dataset | None:
+        """The rows that are evaluated, when there are any."""
+        test = self.tokens.get("test")
+        return test.table if test is not None and len(test.table) else None
+
+
+@dataclass(frozen=True)
 class Session:
     """What the stages of one run share."""
 
@@ -54,9 +72,9 @@ class Session:
     def folder(self) -> Path:
         return Path(self.settings.output) / self.recipe.name
 
-    def tokens(self, subset: Kind, split: str, max_length: int) -> TokenRows:
-        """The token ids of a split, made by the main process and opened by all."""
-        return tokenized(self.mixture, subset, split, self.tokenizer, max_length, self.settings, self.watcher)
+    def rows(self, stage: AnyStage) -> StageRows:
+        """What a stage trains on; the main process tokenises it, all open it."""
+        return stage_rows(self.mixture, stage, self.recipe.seed, self.settings, self.tokenizer, self.watcher)
 
     def measured(self, model: Any) -> Measured:
         """The EOS of a model, on the rows of every stage."""
@@ -69,21 +87,51 @@ class Session:
         return accelerate.PartialState().is_main_process
 
 
+def stage_rows(
+    mixture: Mixture, stage: AnyStage, seed: int, settings: Train, tokenizer: ChatTokenizer, watcher: Watcher
+) -> StageRows:
+    """The rows of a stage. Raises TrainError when there are none to train on."""
+    tokens = {
+        split: tokenized(mixture, stage.subset, split, tokenizer, stage.max_length, settings, watcher)
+        for split in ("train", "test")
+        if split in mixture.splits.get(stage.subset, ())
+    }
+    if "train" not in tokens:
+        raise TrainError(f"{mixture} has no {stage.subset} rows to train on, and the stage {stage.name} reads them.")
+    table = tokens["train"].table
+    if not len(table):
+        reasons = ", ".join(f"{reason}: {count:,}" for reason, count in tokens["train"].left_out.items())
+        raise TrainError(f"The stage {stage.name} has no row left to train on ({reasons}). Raise max_length.")
+    table = table.select(range(min(stage.rows or len(table), len(table))))
+    steps = plan_steps(
+        table["id"],
+        seed=seed,
+        stage=stage.name,
+        batch_size=stage.batch_size,
+        epochs=stage.epochs,
+        max_steps=stage.max_steps,
+    )
+    return StageRows(tokens, table, steps)
+
+
 def held_out_rows(mixture: Mixture, tokenizer: ChatTokenizer, settings: Train, watcher: Watcher) -> HeldOut:
-    """The rows that every stage measures the EOS on: from the test splits (else train) of the subsets, in equal parts."""
+    """The rows that every stage measures the EOS on: from the test splits of the subsets in equal parts, else, when no row
+    of them is usable, from the train splits. Raises TrainError when there is none at all."""
     longest = max(stage.max_length for stage in settings.stages)
-    subsets = sorted(mixture.splits)
-    prompts: list[list[int]] = []
-    answers: list[list[int]] = []
-    split = "test" if any("test" in splits for splits in mixture.splits.values()) else "train"
-    for number, subset in enumerate(subset for subset in subsets if split in mixture.splits[subset]):
-        wanted = settings.eos.prompts * (number + 1) // len(subsets) - len(prompts)
-        rows = tokenized(mixture, subset, split, tokenizer, longest, settings, watcher).table
-        for row in rows.select(range(min(wanted, len(rows)))):
-            prompt, answer = _last_answer(row)
-            prompts.append(prompt)
-            answers.append(answer)
-    return HeldOut(prompts, answers, split)
+    for split in ("test", "train"):
+        subsets = [subset for subset in sorted(mixture.splits) if split in mixture.splits[subset]]
+        prompts: list[list[int]] = []
+        answers: list[list[int]] = []
+        for number, subset in enumerate(subsets, start=1):
+            wanted = settings.eos.prompts * number // len(subsets) - len(prompts)
+            rows = tokenized(mixture, subset, split, tokenizer, longest, settings, watcher).table
+            for row in rows.select(range(min(wanted, len(rows)))):
+                prompt, answer = _last_answer(row)
+                prompts.append(prompt)
+                answers.append(answer)
+        if prompts:
+            return HeldOut(prompts, answers, split)
+    raise TrainError(f"{mixture} has no row that fits into {longest} tokens, to measure the EOS on. Raise max_length.")
 
 
 def _last_answer(row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
@@ -111,6 +159,6 @@ def tokenized(
             split,
             tokenizer,
             max_length=max_length,
-            fallback=Path(settings.output) / ".tokens",
+            fallback=Path(settings.output) / TOKENS,
             progress=lambda done, total: watcher.work("tokens", done, total),
         )

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
@@ -19,17 +18,14 @@ from trl import DPOConfig, SFTConfig
 from prefmix.errors import TrainError
 from prefmix.recipe import DpoStage
 from prefmix.train import weights
-from prefmix.train.data import TokenRows
 from prefmix.train.dpo import PairTrainer
 from prefmix.train.guard import Guard, Writer
-from prefmix.train.loop import RowSet, conversations, longest_row, pairs
+from prefmix.train.loop import WHOLE_STEP, RowSet, conversations, longest_row, pairs
 from prefmix.train.memory import micro_batches_of, not_packed
-from prefmix.train.packed import refused
 from prefmix.train.records import StageRun
 from prefmix.train.reference import log_probabilities, reference_key
-from prefmix.train.session import AnyStage, Session
+from prefmix.train.session import AnyStage, Session, StageRows
 from prefmix.train.sft import ConversationTrainer
-from prefmix.train.steps import Steps
 
 Trainer = PairTrainer | ConversationTrainer
 #: transformers 5.23 calls it so and keeps the old name, which TRL reads, equal to it.
@@ -43,16 +39,15 @@ def trainer_of(
     stage: AnyStage,
     before: StageRun | None,
     folder: Path,
-    steps: Steps,
-    table: datasets.Dataset,
-    tokens: Mapping[str, TokenRows],
+    given: StageRows,
 ) -> tuple[Trainer, Guard]:
     """The model of the stage before (or the base) in a trainer for this one."""
     settings = session.settings
     lora = settings.adapter == "lora"
     rows_of = pairs if isinstance(stage, DpoStage) else conversations
-    rows = rows_of(table)
-    budget, checkpointing = _micro_batches(session, stage, rows)
+    rows = rows_of(given.table)
+    why_not = not_packed(session.base.config, settings)
+    budget, checkpointing = _micro_batches(session, stage, rows, packs=why_not is None)
     source = session.base
     if before and not lora:
         source = weights.Base(session.base.name, str(before.folder / "adapter"), None, session.base.config)
@@ -60,25 +55,24 @@ def trainer_of(
         source, settings.quantization, weights.dtype_of(settings), len(session.tokenizer.tokenizer)
     )
     peft = weights.lora_config(settings.lora, bool(session.tokenizer.added), is_tied(model)) if lora else None
-    test = tokens.get("test")
-    packs = settings.packing is not False and _may_pack(session, refused(model.config))
-    held_out = test.table if test is not None and len(test.table) else None
-    keys = {"train": tokens["train"].key, "eval": test.key if test else ""}
+    packs = settings.packing is not False and _may_pack(session, why_not)
+    held_out = given.held_out
+    keys = {"train": given.tokens["train"].key, "eval": given.tokens["test"].key if held_out is not None else ""}
     guard = Guard(session, folder)
     shared: dict[str, Any] = {
         "model": model,
         "processing_class": session.tokenizer.tokenizer,
-        "steps": steps,
+        "steps": given.steps,
         "train_rows": rows,
         "eval_rows": rows_of(held_out) if held_out is not None else None,
         "token_budget": budget,
         "packs": packs,
-        "may_shrink": stage.token_budget == "auto",
+        "may_shrink": stage.token_budget == "auto" and budget < WHOLE_STEP,
         "measure": guard.during,
         "callbacks": [Writer(session, folder)],
         "peft_config": peft,
     }
-    common = {"steps": len(steps), "evaluates": held_out is not None, _CHECKPOINTING: checkpointing}
+    common = {"steps": len(given.steps), "evaluates": held_out is not None, _CHECKPOINTING: checkpointing}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module=r"(peft|trl|transformers)\..*")
         if isinstance(stage, DpoStage):
@@ -133,15 +127,14 @@ def is_tied(model: Any) -> bool:
     return bool(model.config.get_text_config().tie_word_embeddings)
 
 
-def _micro_batches(session: Session, stage: AnyStage, rows: RowSet) -> tuple[int, bool]:
+def _micro_batches(session: Session, stage: AnyStage, rows: RowSet, packs: bool) -> tuple[int, bool]:
     """The tokens of a micro-batch, and whether activations are computed again: asked before the weights are loaded."""
-    config, sequences = session.base.config, 2 if isinstance(stage, DpoStage) else 1
     return micro_batches_of(
         stage,
         session.settings,
-        config,
+        session.base.config,
         _free_bytes(),
-        longest=longest_row(rows, not_packed(config, session.settings) is None, sequences),
+        longest=longest_row(rows, packs, 2 if isinstance(stage, DpoStage) else 1),
         vocabulary=len(session.tokenizer.tokenizer),
     )
 
