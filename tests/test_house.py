@@ -33,9 +33,11 @@ FLOORS = [
         "tokens",
         "mix",
         "card",
+        "figures",
+        "model_card",
     },
     {"mixture"},
-    {"plan", "manifest", "store"},
+    {"plan", "manifest", "store", "stages"},
     {"build", "inspect", "starter", "contamination", "train", "model", "publish"},
     {"cli", "__init__", "__main__"},
 ]
@@ -93,7 +95,7 @@ def test_rooms_that_meet_at_a_folder_do_not_import_each_other(room):
 
 #: What the command line imports before it trains: no package of the extra is in them, or in what they import.
 @pytest.mark.parametrize(
-    "module", ["prefmix.train.inputs", "prefmix.train.report", "prefmix.publish", "prefmix.cli.trains"]
+    "module", ["prefmix.train.inputs", "prefmix.model_card", "prefmix.publish", "prefmix.cli.trains"]
 )
 def test_what_is_needed_without_training_does_without_the_extra(module):
     extra = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")

@@ -15,7 +15,7 @@ from peft import PeftConfig, get_peft_model
 from transformers import PreTrainedTokenizerFast
 
 from prefmix.errors import ModelError, TrainError
-from prefmix.train.records import read_json
+from prefmix.stages import RUN, last_stage, read_record, stages_of
 from prefmix.train.weights import Base, DType, Quantization, find_base, load_adapter, load_base, native_dtype
 
 _WHOLE, _ADAPTER = "config.json", "adapter_config.json"
@@ -47,10 +47,8 @@ def find_model(reference: str | Path, base: str | None = None) -> Found:
     Raises ModelError when there is none, when a stage has not ended or when the base is missing; HubError.
     """
     folder = Path(reference)
-    if (folder / "run.json").is_file():
-        return _of_stage(folder, base)
-    if stages := [path.parent for path in folder.glob("*/run.json")]:
-        return _of_stage(last_stage(folder, stages), base)
+    if stages_of(folder):
+        return _of_stage(last_stage(folder), base)
     if (folder / _ADAPTER).is_file():
         return _adapted(str(reference), folder, None, {}, base)
     if base is not None:
@@ -69,23 +67,8 @@ def find_model(reference: str | Path, base: str | None = None) -> Found:
     return Found(str(reference), found, None, None, None, "none", native_dtype())
 
 
-def last_stage(folder: Path, stages: list[Path]) -> Path:
-    """The stage of a run that no other goes on from. Raises ModelError when one has not ended."""
-    runs = {path.name: read_json(path / "run.json") or {} for path in stages}
-    if waiting := sorted(name for name, run in runs.items() if not run.get("finished")):
-        raise ModelError(f"The stage {waiting[0]} of {folder} has not ended: go on with `prefmix train ... --resume`, or "
-                         f"name another stage ({folder / min(runs.keys() - {*waiting}, default='dpo')}).")  # fmt: skip
-    followed = {run.get("after_stage") for run in runs.values()}
-    last = [name for name in runs if name not in followed]
-    if len(last) != 1:
-        raise ModelError(f"{folder} has several last stages ({', '.join(sorted(last))}): name the folder of one.")
-    return folder / last[0]
-
-
 def _of_stage(stage: Path, base: str | None) -> Found:
-    run = read_json(stage / "run.json") or {}
-    if not run.get("finished"):
-        raise ModelError(f"The stage {stage} has not ended: go on with `prefmix train ... --resume`.")
+    run = read_record(stage / RUN)
     weights = stage / "adapter"
     settings = run["hyperparameters"]
     if (weights / _ADAPTER).is_file():

@@ -17,6 +17,7 @@ from prefmix.errors import HubError, MixtureError
 from prefmix.inspect import lengths
 from prefmix.mixture import MANIFEST, Mixture
 from prefmix.publish.shards import sha256_of, write_parquet
+from prefmix.recipe import portable
 
 #: Called as `progress(stage, done, total)`: "convert" counts rows, "send" and "fetch" kB.
 Progress = Callable[[str, int, int], None]
@@ -212,8 +213,7 @@ def _laid_out(
             }
             for subset, each in _subsets(mixture).items()
         }
-        # Where the recipe lay is no concern of others.
-        recipe = re.sub(r"^root = .*\n", "", (mixture.folder / "recipe.toml").read_text("utf-8"), count=1, flags=re.M)
+        recipe = portable((mixture.folder / "recipe.toml").read_text("utf-8"))
         (folder / "recipe.toml").write_text(recipe, "utf-8", newline="\n")
         records = ["recipe.toml"]
         for file in mixture.manifest["records"] if drops else ():

@@ -27,6 +27,7 @@ from prefmix.recipe.model import (
     Source,
     Stage,
     Train,
+    portable,
 )
 from prefmix.recipe.reference import json_schema, reference_markdown
 
@@ -49,6 +50,7 @@ __all__ = [
     "Train",
     "json_schema",
     "load_recipe",
+    "portable",
     "reference_markdown",
     "shipped_recipes",
 ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -443,6 +444,11 @@ class Recipe(Keys):
         revision = revisions.get("tokenizer", table["tokenizer_revision"])
         table["tokenizer_revision"] = revision if table["tokenizer"] else None
         return data
+
+
+def portable(toml: str) -> str:
+    """A resolved recipe without the folder that it lay in, which is no concern of others."""
+    return re.sub(r"^root = .*\n", "", toml, count=1, flags=re.M)
 
 
 def _without_nothing(value: Any) -> Any:

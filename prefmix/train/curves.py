@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
-from prefmix.train.figures import NOT_MEASURED, counted, figure, one_line
+from prefmix.figures import NOT_MEASURED, counted, figure, one_line
 
 _WIDTH, _PANEL, _TOP, _FOOT = 900, 200, 48, 14
 _LEFT, _PLOT_WIDTH, _PLOT_HEIGHT, _HEADING = 62, 360, 130, 26

@@ -30,7 +30,7 @@ def find_mixture(recipe: Recipe, reference: str | Path | None, store: str | Path
     shelf = Store(store)
     for label in reversed(shelf.versions(recipe.name)):
         found = shelf.find(recipe.name, label)
-        if recipe.digest(_revisions(found)) == found.manifest["recipe_digest"]:
+        if recipe.digest(revisions_of(found)) == found.manifest["recipe_digest"]:
             return found
     raise MixtureError(
         f"No mixture of the store {shelf.root} was built from {recipe.path or 'this recipe'} as it is now. "
@@ -38,7 +38,7 @@ def find_mixture(recipe: Recipe, reference: str | Path | None, store: str | Path
     )
 
 
-def _revisions(mixture: Mixture) -> dict[str, str]:
+def revisions_of(mixture: Mixture) -> dict[str, str]:
     """The commits that a mixture's recipe was resolved to, as `Recipe.digest` takes them."""
     resolved = tomllib.loads((mixture.folder / "recipe.toml").read_text(encoding="utf-8"))
     against = resolved.get("decontaminate", {}).get("against", {})

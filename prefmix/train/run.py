@@ -6,6 +6,8 @@
   metrics.jsonl   a line per step and per evaluation
   eos.json        does the model still end its turn: before, during, after
   run.json        what was run, on what, how fast
+  recipe.toml     the recipe, with every default spelled out
+  mixture.json    the manifest of the mixture
   README.md       the model card
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,13 @@ from typing import Any
 import accelerate
 
 from prefmix.errors import TrainError
+from prefmix.mixture import MANIFEST, write_durably
+from prefmix.recipe import portable
+from prefmix.stages import read_lines
 from prefmix.train import records, weights
 from prefmix.train.checkpoints import last_checkpoint
 from prefmix.train.guard import Guard
+from prefmix.train.inputs import revisions_of
 from prefmix.train.memory import sizes_of
 from prefmix.train.records import StageRun
 from prefmix.train.report import write_report
@@ -37,6 +40,8 @@ def run_stage(session: Session, stage: AnyStage, before: StageRun | None, resume
     if session.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         records.write_json(folder / "run.json", record)
+        records.write_json(folder / MANIFEST, session.mixture.manifest)
+        write_durably(folder / "recipe.toml", portable(session.recipe.to_toml(revisions_of(session.mixture))))
         records.cut_metrics(folder / "metrics.jsonl", int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1)
     accelerate.PartialState().wait_for_everyone()
     watcher.work("load", 0, 1)
@@ -57,7 +62,7 @@ def _finish(session: Session, trainer: Trainer, guard: Guard, folder: Path, reco
         weights.save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder / "adapter", session.base)
         session.tokenizer.tokenizer.save_pretrained(folder / "adapter")
         rows, tokens, processed, seconds = (trainer.seen[key] for key in ("rows", "tokens", "processed", "seconds"))
-        losses = [line["loss"] for line in _lines(folder / "metrics.jsonl") if "loss" in line]
+        losses = [line["loss"] for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
         record |= {
             "finished": records.now(),
             "tokens": tokens,
@@ -74,7 +79,7 @@ def _finish(session: Session, trainer: Trainer, guard: Guard, folder: Path, reco
         }
         records.write_json(folder / "eos.json", guard.as_json())
         records.write_json(folder / "run.json", record)
-        write_report(folder, session.mixture.manifest)
+        write_report(folder)
     accelerate.PartialState().wait_for_everyone()
     return StageRun(folder, records.read_json(folder / "run.json") or {}, _eos_of(folder))
 
@@ -145,7 +150,3 @@ def _mfu(session: Session, processed_per_s: float) -> float | None:
     matrices = sizes_of(session.base.config, session.settings, len(session.tokenizer.tokenizer)).matrices
     flops = (4 if session.settings.adapter == "lora" else 6) * matrices * processed_per_s
     return round(flops / peak / accelerate.PartialState().num_processes, 4)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
