@@ -272,9 +272,9 @@ def _grouped(files: Sequence[CommitOperationAdd]) -> list[list[CommitOperationAd
     return groups
 
 
-def page(repo: str, tag: str) -> str:
-    """The address of a data set at a tag."""
-    return f"{_endpoint()}/datasets/{repo}/tree/{tag}"
+def page(repo: str, revision: str, repo_type: RepoType = "dataset") -> str:
+    """The address of a repository at a branch or a tag."""
+    return f"{_endpoint()}/{'datasets/' if repo_type == 'dataset' else ''}{repo}/tree/{revision}"
 
 
 def is_offline() -> bool:

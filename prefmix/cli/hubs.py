@@ -1,4 +1,4 @@
-"""Mixtures to and from the Hub: push, pull."""
+"""To and from the Hub: push, pull."""
 
 from __future__ import annotations
 
@@ -24,12 +24,20 @@ _quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print the refe
 
 
 @click.command("push")
-@click.argument("mixture", metavar="MIXTURE")
+@click.argument("mixture", metavar="MIXTURE|RUN")
 @click.argument("repo", metavar="REPO")
-@click.option("--tag", metavar="TAG", help="The tag on the Hub; else the label of the version, as in v1.")
+@click.option(
+    "--tag", metavar="TAG", help="The tag on the Hub; else, of a mixture, the label of its version, as in v1."
+)
 @click.option("--private", is_flag=True, help="Make the repository private, if it has to be made.")
 @click.option("--message", metavar="TEXT", help="The title of the commit.")
 @click.option("--no-drops", is_flag=True, help="Leave the ledger out: the ids and evidence of rows that were dropped.")
+@click.option(
+    "--adapter", is_flag=True, help="Of a run: push the adapters, in place of merged weights with adapters beside."
+)
+@click.option(
+    "--data", metavar="REPO@TAG", help="Of a run: where its mixture is on the Hub, for the card; it is checked."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be sent and how much of it is there; send nothing.")
 @_quiet_option
 @store_option
@@ -41,17 +49,36 @@ def push_command(
     private: bool,
     message: str | None,
     no_drops: bool,
+    adapter: bool,
+    data: str | None,
     dry_run: bool,
     quiet: bool,
     store: str | None,
     as_json: bool,
 ) -> None:
-    """Push a mixture to the Hub, as one tagged commit with a card.
+    """Push a mixture to the Hub, as one tagged commit with a card; or a run, as branches of a repository of models.
 
     MIXTURE is named as in show, REPO is user/name. The rows go as Parquet, with the card, the recipe and the ledger. A push
     that failed is finished by running it again: what is there is not sent twice, and the tag comes last. A tag that is on
     other content is not moved. The token is the one of `hf auth login` or HF_TOKEN.
+
+    RUN is a folder of `prefmix train`: its last stage goes to main, merged into the base, earlier ones to the branches
+    <stage>-v0, the adapters to branches beside. The stages have to be merged before (`prefmix merge`).
     """
+    from prefmix.stages import stages_of
+
+    if stages_of(Path(mixture)):
+        from prefmix.cli.run_pushes import push_stages
+
+        if no_drops:
+            raise click.UsageError("--no-drops is for mixtures: a run has no ledger.")
+        asked: dict[str, Any] = {"tag": tag, "private": private, "message": message, "dry_run": dry_run}
+        push_stages(Path(mixture), repo, quiet=quiet, as_json=as_json, adapters_only=adapter, data=data, **asked)
+        return
+    if adapter or data:
+        raise click.UsageError(
+            f"--adapter and --data are for runs, and {mixture} is none: it has no stage with a run.json."
+        )
     started = time.monotonic()
     scratch = Path(mkdtemp(prefix="prefmix-push-"))
 

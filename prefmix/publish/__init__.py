@@ -1,9 +1,10 @@
-"""Mixtures on the Hub: pushed as one tagged commit, pulled as what they were.
+"""Mixtures and runs on the Hub: pushed as one tagged commit, pulled as what they were.
 
     push(mixture, "user/my-mix")                  # Parquet, card, recipe and ledger in one commit, then the tag v1
     mixture = pull("user/my-mix@v1", store)       # the same digest, build, rows and ledger
 
 to_hub      from a mixture to a tag on the Hub
+run_to_hub  from a run to the branches of a repository of models
 from_hub    from a tag on the Hub to a version in a store
 shards      Arrow here, Parquet there
 
@@ -19,9 +20,10 @@ from pathlib import Path
 from prefmix import store as local
 from prefmix.mixture import Mixture
 from prefmix.publish.from_hub import pull
+from prefmix.publish.run_to_hub import PushedRun, push_run
 from prefmix.publish.to_hub import Pushed, Sent, push
 
-__all__ = ["Pushed", "Sent", "open_mixture", "pull", "push"]
+__all__ = ["Pushed", "PushedRun", "Sent", "open_mixture", "pull", "push", "push_run"]
 
 
 def open_mixture(reference: str | Path, store: str | Path | None = None) -> Mixture:

@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 _COMMIT_FILES = 100
 _OWN = re.compile(r"(preference|sft|drops)/[^/]+\.parquet")
-_HARMLESS = re.compile(r"\.git.*|README\.md|LICEN[CS]E.*")
+HARMLESS = re.compile(r"\.git.*|README\.md|LICEN[CS]E.*")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def push(
         HubError: the tag is on other content; somebody else pushed meanwhile; no access; out of reach.
     """
     tag = tag or mixture.version
-    there = _look(repo, private)
+    there = look(repo, private)
     url = hub.page(repo, tag)
     if there and (commit := _tagged(mixture, repo, tag, there)):
         return Pushed(repo, tag, url, commit, (), (), is_new_commit=False, is_new_tag=False, dry_run=dry_run)
@@ -123,16 +123,14 @@ def manifest_at(repo: str, commit: str) -> dict[str, Any] | None:
         return None
 
 
-def _look(repo: str, private: bool) -> hub.Refs | None:
+def look(repo: str, private: bool, repo_type: hub.RepoType = "dataset") -> hub.Refs | None:
     """What the repository holds; None where it has to be made."""
     try:
-        refs = hub.refs(repo)
+        refs = hub.refs(repo, repo_type)
     except hub.NoRepository:
         return None
     if "main" not in refs.branches:
-        raise HubError(
-            f"{repo} has no branch main, which a mixture is pushed to: make one, or push to another repository."
-        )
+        raise HubError(f"{repo} has no branch main, which is pushed to: make one, or push to another repository.")
     if private and not refs.private:
         raise HubError(f"{repo} is there and is public: make it private in its settings, or leave --private out.")
     return refs
@@ -239,18 +237,21 @@ def _laid_out(
 def _compared(folder: Path, repo: str, there: hub.Refs | None) -> tuple[tuple[Sent, ...], tuple[str, ...]]:
     """The files of the folder against those of the head; and what the head has that goes."""
     old = hub.blobs(repo, there.branches["main"]) if there else {}
-    if old and MANIFEST not in old and (others := sorted(path for path in old if not _HARMLESS.fullmatch(path))):
+    if old and MANIFEST not in old and (others := sorted(path for path in old if not HARMLESS.fullmatch(path))):
         raise MixtureError(
             f"{repo} holds something that is no mixture ({', '.join(others[:3])}): push to a repository of its own."
         )
-    known = {blob.sha256 for blob in old.values() if blob.sha256}
-    hashed = {path: sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    files = tuple(
-        Sent(path.relative_to(folder).as_posix(), path.stat().st_size, sha256, sha256 in known)
-        for path, sha256 in hashed.items()
-    )
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = sent_of(paths, old)
     names = {file.path for file in files}
     return files, tuple(path for path in sorted(old) if _OWN.fullmatch(path) and path not in names)
+
+
+def sent_of(files: Mapping[str, Path], there: Mapping[str, hub.Blob]) -> tuple[Sent, ...]:
+    """Files by their path in a repository that has others already."""
+    known = {blob.sha256 for blob in there.values() if blob.sha256}
+    hashed = {path: sha256_of(local) for path, local in files.items()}
+    return tuple(Sent(path, files[path].stat().st_size, sha256, sha256 in known) for path, sha256 in hashed.items())
 
 
 def _send(

@@ -266,7 +266,7 @@ def _file(handler: _Handler, match: re.Match[str]) -> _Answer:
 
 @_route("POST", "/api/validate-yaml")
 def _validate_card(handler: _Handler, match: re.Match[str]) -> _Answer:
-    """What the Hub checks of a card's head, as far as a mixture's card has it."""
+    """What the Hub checks of a card's head, as far as the cards of mixtures and models have it."""
     content = json.loads(handler.body)["content"]
     head = yaml.safe_load(content.split("---\n")[1]) if content.startswith("---\n") else {}
     errors = []
@@ -277,6 +277,20 @@ def _validate_card(handler: _Handler, match: re.Match[str]) -> _Answer:
     for config in head.get("configs", []):
         if not isinstance(config.get("config_name"), str) or "data_files" not in config:
             errors.append('"configs" need a config_name and data_files')
+    names = {key: head.get(key, []) for key in ("base_model", "datasets")}
+    for key, value in names.items():
+        if not all(
+            re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)) for name in ([value] if isinstance(value, str) else value)
+        ):
+            errors.append(f'"{key}" has a name that no repository can have')
+    if head.get("base_model_relation", "finetune") not in {"adapter", "finetune", "quantized", "merge"}:
+        errors.append('"base_model_relation" is not a known relation')
+    for model in head.get("model-index", []):
+        for result in model["results"] if "name" in model and "results" in model else [{}]:
+            named = all({"name", "type"} <= result.get("dataset", {}).keys() and {"type"} <= metric.keys() and "value" in metric
+                        for metric in result.get("metrics", []))  # fmt: skip
+            if not (named and "type" in result.get("task", {}) and result.get("metrics")):
+                errors.append('"model-index" needs a name and results with task, dataset and metrics')
     if errors:
         return _Answer({"errors": [{"message": error} for error in errors], "warnings": []}, status=400)
     return _Answer({"errors": [], "warnings": []})
