@@ -6,8 +6,9 @@ import pytest
 from test_train_run import changed, home, timeless  # noqa: F401 (a fixture)
 
 from prefmix.errors import TrainError
-from prefmix.train import packed, trainers
+from prefmix.train import packed
 from prefmix.train.run import Watcher, train
+from prefmix.train.sft import ConversationTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -79,10 +80,26 @@ def test_a_packed_pass_that_is_wrong_is_noticed_and_not_used(home, tmp_path, mon
 
 
 def test_a_model_that_cannot_be_packed_is_trained_padded_unless_the_recipe_insists(home, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(trainers, "refused", lambda config: "its attention is of another kind")
+    monkeypatch.setattr(packed, "refused", lambda config: "its attention is of another kind")
     notes = Notes()
     done = train(changed(home, tmp_path / "auto"), store=home / "store", watcher=notes)
     assert [stage.run["packed"] for stage in done.stages] == [False, False]
     assert any("padded path: its attention is of another kind" in text for text in notes.told)
     with pytest.raises(TrainError, match="another kind"):
         train(changed(home, tmp_path / "told", packing("true")), store=home / "store")
+
+
+def test_a_wrong_pass_and_rounding_are_told_apart_over_enough_tokens(home, tmp_path, monkeypatch):  # noqa: F811
+    """Over two rows of a few tokens bf16 alone can differ by more than the bound."""
+    tried = []
+    likelihoods = ConversationTrainer.likelihoods
+
+    def noted(self, batch):
+        tried.append(sum(label != -100 for row in batch for label in row["labels"]))
+        return likelihoods(self, batch)
+
+    monkeypatch.setattr(ConversationTrainer, "likelihoods", noted)
+    done = train(changed(home, tmp_path), store=home / "store")
+    assert done.stages[1].run["packed"]
+    assert len(tried) == 2, "once packed, once padded"
+    assert tried[0] == tried[1] >= 64

@@ -83,6 +83,7 @@ def test_both_stages_run_in_four_bits_and_tell_whether_the_model_ends_its_turn(t
     for stage in ("dpo", "eos"):
         run, eos = trained.read(stage, "run.json"), trained.read(stage, "eos.json")
         assert run["finished"]
+        assert run["packed"], "rounding in bf16 and 4 bits was taken for a wrong pass"
         assert (run["steps"], run["hyperparameters"]["quantization"]) == (STEPS, "nf4")
         assert run["mixture"]["digest"] == trained.mixture.digest
         assert (run["base"]["name"], len(run["base"]["revision"])) == (BASE, 40)
