@@ -1,4 +1,4 @@
-"""The fixes that the stack needs, each with a test that fails without it: fp32 adapters, NF4 on CPUs, padding, merging."""
+"""The fixes that the stack needs, each with a test that fails without it: fp32 adapters, NF4 on CPUs, added tokens."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from small_models import byte_tokenizer, micro_llama
 from test_train_run import changed, document, home, timeless  # noqa: F401 (a fixture)
 
 from prefmix.errors import TrainError
-from prefmix.model.merge import merged_tensors, quantised_names, read_adapter
+from prefmix.model.merged import MergedTensors, read_adapter
 from prefmix.recipe import Lora, load_recipe
 from prefmix.train import weights
 from prefmix.train.run import train
@@ -109,47 +109,6 @@ def test_a_run_in_nf4_goes_on_bit_for_bit(home, tmp_path):  # noqa: F811
         assert timeless(one.folder / "metrics.jsonl") == timeless(other.folder / "metrics.jsonl")
 
 
-def test_merging_into_the_dequantised_base_gives_the_model_that_was_trained(base_folder, tmp_path):
-    model = with_adapter(quantised(base_folder))
-    model.eval()
-    weights.save_adapter(model, tmp_path, weights.find_base("base", "main", base_folder))
-    ids = torch.arange(3, 60)[None]
-    with torch.no_grad():
-        expected = model(input_ids=ids).logits.log_softmax(-1)
-
-    def merged(quantization):
-        from transformers import AutoModelForCausalLM
-
-        plain = AutoModelForCausalLM.from_pretrained(base_folder / "base", dtype=torch.float32).eval()
-        tensors = dict(merged_tensors(base_folder / "base", read_adapter(tmp_path), quantization, torch.float32))
-        plain.load_state_dict(tensors, strict=False)
-        with torch.no_grad():
-            found = plain(input_ids=ids).logits.log_softmax(-1)
-        return (expected.exp() * (expected - found)).sum(-1).mean().item()
-
-    right, into_the_original = merged("nf4"), merged("none")
-    assert right < 1e-6
-    assert into_the_original > 10 * right, "the error of NF4 is what this merge avoids"
-
-
-def test_the_names_that_are_quantised_are_those_that_transformers_quantises(base_folder):
-    from bitsandbytes.nn import Linear4bit
-
-    model = quantised(base_folder)
-    expected = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Linear4bit)}
-    assert quantised_names(base_folder / "base") == expected
-
-
-def test_an_adapter_of_another_base_is_not_merged(base_folder, tmp_path):
-    weights.save_adapter(with_adapter(quantised(base_folder)), tmp_path, weights.find_base("base", "main", base_folder))
-    tensors = load_file(tmp_path / "adapter_model.safetensors")
-    save_file(
-        {name.replace("layers.1", "layers.7"): t for name, t in tensors.items()}, tmp_path / "adapter_model.safetensors"
-    )
-    with pytest.raises(TrainError, match=r"another base.*layers\.7"):
-        list(merged_tensors(base_folder / "base", read_adapter(tmp_path), "none", torch.float32))
-
-
 def test_a_base_that_is_none_is_told(home, tmp_path):  # noqa: F811
     recipe = load_recipe(home / "recipe.toml", ['train.base="hollow"', f"train.output={json.dumps(str(tmp_path))}"])
     (home / "hollow").mkdir()
@@ -205,8 +164,8 @@ def test_a_base_without_chatml_is_given_its_tokens_and_trains_them(home, tmp_pat
     model = PeftModel.from_pretrained(model, folder).eval()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     merged.resize_token_embeddings(known + 2)
-    tensors = dict(merged_tensors(tmp_path / "base", read_adapter(folder), "none", torch.float32))
-    merged.load_state_dict(tensors, strict=False)
+    tensors = MergedTensors(tmp_path / "base", merged.config, read_adapter(folder), "none", "float32")
+    merged.load_state_dict(dict(tensors), strict=False)
     ids = torch.tensor([[known, 5, 6, known + 1, 7]])
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)

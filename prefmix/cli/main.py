@@ -29,6 +29,10 @@ COMMANDS = {
     "push": ("prefmix.cli.hubs", "Push a mixture to the Hub, as one tagged commit with a card."),
     "pull": ("prefmix.cli.hubs", "Pull a mixture from the Hub into the store."),
     "train": ("prefmix.cli.trains", "Train a model on a mixture, as the recipe says."),
+    "merge": ("prefmix.cli.merges", "Merge an adapter into its base, checked against the model that was trained."),
+    "eval": ("prefmix.cli.evals", "Evaluate a model on suites of benchmarks."),
+    "export": ("prefmix.cli.exports", "Write a model as one GGUF file, for llama.cpp and others."),
+    "chat": ("prefmix.cli.chats", "Talk to a model in the terminal, or to two on the same prompt."),
 }
 
 FIRST_STEPS = "First steps: prefmix init --recipe quickstart, then prefmix build quickstart.toml"
