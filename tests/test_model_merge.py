@@ -529,7 +529,7 @@ def test_the_command_reports_what_it_did(stage, capfd, tmp_path, monkeypatch):
         ["merged,", "in"],
         ["as", "saved,"],
     ]
-    assert f"  prefmix eval {stage / 'merged'}" in out
+    assert f"  prefmix eval {stage} reference" in out
     assert run(["merge", str(stage), "-q"]) == 0
     assert capfd.readouterr().out == f"{stage / 'merged'}\n"
     assert run(["merge", str(stage), "--json"]) == 0

@@ -63,7 +63,7 @@ def push_command(
     other content is not moved. The token is the one of `hf auth login` or HF_TOKEN.
 
     RUN is a folder of `prefmix train`: its last stage goes to main, merged into the base, earlier ones to the branches
-    <stage>-v0, the adapters to branches beside. The stages have to be merged before (`prefmix merge`).
+    <stage>-v0, the adapters to branches beside. Stages that are not merged are merged first (see `prefmix merge`).
     """
     from prefmix.stages import stages_of
 
@@ -73,7 +73,9 @@ def push_command(
         if no_drops:
             raise click.UsageError("--no-drops is for mixtures: a run has no ledger.")
         asked: dict[str, Any] = {"tag": tag, "private": private, "message": message, "dry_run": dry_run}
-        push_stages(Path(mixture), repo, quiet=quiet, as_json=as_json, adapters_only=adapter, data=data, **asked)
+        push_stages(
+            Path(mixture), repo, store=store, quiet=quiet, as_json=as_json, adapters_only=adapter, data=data, **asked
+        )
         return
     if adapter or data:
         raise click.UsageError(

@@ -47,6 +47,30 @@ def merge_command(
     was trained, as training did.
     """
     started = time.monotonic()
+    keys = {"folder": folder, "base": base, "mixture": mixture, "store": store}
+    merged = merge_run(run, **keys, check=not no_check, force=force, shown=not (quiet or as_json))
+    seconds = round(time.monotonic() - started, 3)
+    if as_json:
+        emit_json({**asdict(merged), "seconds": seconds})
+    elif quiet:
+        say(str(merged.folder))
+    else:
+        report_merge(merged, seconds)
+        say_next(_next_commands(run, merged.folder))
+
+
+def merge_run(
+    run: str,
+    *,
+    folder: str | None = None,
+    base: str | None = None,
+    mixture: str | None = None,
+    store: str | None = None,
+    check: bool = True,
+    force: bool = False,
+    shown: bool = True,
+) -> Merged:
+    """Merges the last stage of a run, with bars if `shown`; the parameters are those of the command."""
     place = _Place()
 
     def work() -> Merged:
@@ -56,7 +80,7 @@ def merge_command(
         found = find_model(run, base)
         place.folder = Path(folder) if folder else place_of(found)
         rows = None
-        if not no_check and found.adapter:
+        if check and found.adapter:
             from prefmix.model.rows import rows_of
 
             rows = rows_of(found.run, load_tokenizer(found), mixture, store)
@@ -64,19 +88,11 @@ def merge_command(
         return merge(found, place.folder, rows=rows, force=force, progress=progress)
 
     try:
-        with bars(not (quiet or as_json)) as progress:
+        with bars(shown) as progress:
             progress("starting", 0, 1)  # seconds of imports come first
-            merged = with_models("merge", "", work, shown=False)
+            return with_models("merge", "", work, shown=False)
     except click.Abort:
         raise click.Abort(place.abandon()) from None
-    seconds = round(time.monotonic() - started, 3)
-    if as_json:
-        emit_json({**asdict(merged), "seconds": seconds})
-    elif quiet:
-        say(str(merged.folder))
-    else:
-        _report(merged, seconds)
-        say_next(_next_commands(run, merged.folder))
 
 
 class _Place:
@@ -93,7 +109,8 @@ class _Place:
         return NOTHING_WRITTEN if abandon(self.folder) else f"{self.folder} was complete, and is there"
 
 
-def _report(merged: Merged, seconds: float) -> None:
+def report_merge(merged: Merged, seconds: float) -> None:
+    """Writes what was merged and how well it agrees."""
     from prefmix.cli.charts import size
 
     shards = f"{merged.shards:,} shards" if merged.shards > 1 else "one file"
@@ -125,7 +142,7 @@ def figure(value: float) -> str:
 
 def _next_commands(run: str, folder: Path) -> list[tuple[str, str]]:
     return [
-        (command_line("eval", str(folder)), "measure it on benchmarks"),
-        (command_line("export", str(folder), "--gguf", "q8_0"), "for llama.cpp, LM Studio and others"),
+        (command_line("eval", run, "reference"), "measure it on the benchmarks of the reference run"),
+        (command_line("export", run, "--gguf", "q8_0"), "for llama.cpp, LM Studio and others"),
         (command_line("chat", str(folder)), "talk to it"),
     ]

@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from prefmix.publish import PushedRun
 
 
-def push_stages(run: Path, repo: str, *, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Pushes a run and reports it; `options` are those of `prefmix.publish.push_run`."""
+def push_stages(run: Path, repo: str, *, store: str | None, quiet: bool, as_json: bool, **options: Any) -> None:
+    """Pushes a run and reports it; stages that are not merged are merged first. `options` are those of `prefmix.publish.push_run`."""
     started = time.monotonic()
+    shown = not (quiet or as_json)
+    if not options["adapters_only"] and not options["dry_run"]:
+        _merge_first(run, store, shown)
 
     def work() -> PushedRun:
         from prefmix.publish import push_run
 
         return push_run(run, repo, **options, progress=progress)
 
-    with bars(not (quiet or as_json)) as progress:
+    with bars(shown) as progress:
         pushed = run_beside(work, abandon=lambda: "run it again to go on")
     seconds = round(time.monotonic() - started, 3)
     if as_json:
@@ -39,6 +42,19 @@ def push_stages(run: Path, repo: str, *, quiet: bool, as_json: bool, **options: 
             flags = [f"--{name}" for name in ("private",) if options[name]]
             flags += ["--adapter"] if options["adapters_only"] else []
             say_next([(command_line("push", str(run), repo, *words, *flags), "send it")])
+
+
+def _merge_first(run: Path, store: str | None, shown: bool) -> None:
+    from prefmix.publish import unmerged
+
+    for stage in unmerged(run):
+        from prefmix.cli.merges import merge_run, report_merge
+
+        started = time.monotonic()
+        merged = merge_run(str(stage), store=store, force=True, shown=shown)
+        if shown:
+            report_merge(merged, time.monotonic() - started)
+            say("")
 
 
 def _report(pushed: PushedRun, seconds: float) -> None:

@@ -20,10 +20,10 @@ from pathlib import Path
 from prefmix import store as local
 from prefmix.mixture import Mixture
 from prefmix.publish.from_hub import pull
-from prefmix.publish.run_to_hub import PushedRun, push_run
+from prefmix.publish.run_to_hub import PushedRun, push_run, unmerged
 from prefmix.publish.to_hub import Pushed, Sent, push
 
-__all__ = ["Pushed", "PushedRun", "Sent", "open_mixture", "pull", "push", "push_run"]
+__all__ = ["Pushed", "PushedRun", "Sent", "open_mixture", "pull", "push", "push_run", "unmerged"]
 
 
 def open_mixture(reference: str | Path, store: str | Path | None = None) -> Mixture:

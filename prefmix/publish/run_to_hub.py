@@ -120,10 +120,9 @@ def push_run(
                     sent=sent,
                     repo_type="model",
                 )
-            there_already = sent_of(files, old)
-            branches.append(
-                Branch(place.revision, stage.name, place.form, commit, there_already, removed, commit != head)
-            )
+            listed = sent_of(files, old)
+            is_new = commit != head if commit else not all(file.is_there for file in listed if _is_weights(file))
+            branches.append(Branch(place.revision, stage.name, place.form, commit, listed, removed, is_new))
     if tag and not has_tag and not dry_run:
         hub.create_tag(repo, tag, str(branches[-1].commit), "model")
     url = hub.page(repo, tag or "main", "model")
@@ -133,7 +132,7 @@ def push_run(
 def _places(stage: Path, repo: str, data: str | None, adapters_only: bool, is_last: bool) -> list[Place]:
     """The branches that have something of a stage; that with the weights of the last one is the last of all."""
     name = "main" if is_last else f"{stage.name}-v0"
-    if not (stage / "adapter" / "adapter_config.json").is_file():
+    if not _has_adapter(stage):
         return [Place("whole", repo, name, data)]
     if adapters_only:
         return [Place("adapter", repo, name, data)]
@@ -141,14 +140,23 @@ def _places(stage: Path, repo: str, data: str | None, adapters_only: bool, is_la
     return [Place("adapter", repo, beside, data), Place("merged", repo, name, data)]
 
 
+def unmerged(run: Path) -> list[Path]:
+    """The stages of a run, up to the one meant, that have an adapter and no merge of it as it is now."""
+    return [stage for stage in chain(last_stage(run)) if _has_adapter(stage) and not _is_merged(stage)]
+
+
+def _has_adapter(stage: Path) -> bool:
+    return (stage / "adapter" / "adapter_config.json").is_file()
+
+
+def _is_merged(stage: Path) -> bool:
+    record = stage / "merged" / "merge.json"
+    return record.is_file() and read_record(record)["adapter_sha256"] == read_record(stage / RUN)["adapter_sha256"]
+
+
 def _check_weights(stage: Path, form: str) -> None:
-    run = read_record(stage / RUN)
-    if form == "merged":
-        record = stage / "merged" / "merge.json"
-        if not record.is_file() or read_record(record)["adapter_sha256"] != run["adapter_sha256"]:
-            raise ModelError(
-                f"{stage} is not merged as it is now: run `prefmix merge {stage}`, or push the adapter alone."
-            )
+    if form == "merged" and not _is_merged(stage):
+        raise ModelError(f"{stage} is not merged as it is now: run `prefmix merge {stage}`, or push the adapter alone.")
     if not any((stage / _FOLDER[form]).glob("*.safetensors")):
         raise ModelError(f"{stage / _FOLDER[form]} has no weights. Run the stage again with `prefmix train --force`.")
 
@@ -163,6 +171,10 @@ def _files(stage: Path, place: Place, scratch: Path) -> dict[str, Path]:
     card = scratch / f"{place.revision}.md"
     card.write_text(stage_card(stage, place), encoding="utf-8", newline="\n")
     return files | {"README.md": card}
+
+
+def _is_weights(file: Sent) -> bool:
+    return file.path.endswith(".safetensors")
 
 
 def _counted(laid: list[tuple[Path, Place, dict[str, Path]]], progress: Progress) -> Callable[[str], None]:
