@@ -148,6 +148,7 @@ label_smoothing = 0.1
 max_length = 1024
 eval_every = 50
 checkpoint_every = 100
+eval = ["truthfulqa"]
 
 [[train.stages]]
 name = "eos"

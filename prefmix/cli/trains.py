@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from prefmix.cli import evals
 from prefmix.cli.options import json_option, override_option, store_option
 from prefmix.cli.progress import run_beside
 from prefmix.cli.recipes import read_recipe
@@ -46,6 +47,12 @@ _INSTALL = 'pip install "prefmix[train]"'
     metavar="NAME",
     help="Send the metrics to wandb, trackio or tensorboard as well; may be given more than once.",
 )
+@click.option(
+    "--eval-data",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder with local benchmark files for the stages that have `eval`; else the Hub.",
+)
 @click.option("--dry-run", is_flag=True, help="Estimate steps, memory and hours; train nothing.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the folder and the stop rate only.")
 @json_option
@@ -57,6 +64,7 @@ def train_command(
     resume: bool,
     force: bool,
     report_to: Sequence[str],
+    eval_data: Path | None,
     dry_run: bool,
     quiet: bool,
     as_json: bool,
@@ -71,7 +79,7 @@ def train_command(
     if resume and force:
         raise UsageError("--resume and --force exclude each other: one goes on, the other starts again.")
     _need_trackers(report_to)
-    asked = _Asked(recipe, reference, tuple(overrides), store, tuple(report_to))
+    asked = _Asked(recipe, reference, tuple(overrides), store, tuple(report_to), eval_data)
     shown = not (quiet or as_json) and _rank() == 0
     if dry_run:
         _estimate(asked, shown, quiet, as_json)
@@ -88,12 +96,15 @@ class _Asked:
     overrides: Sequence[str]
     store: str | None
     report_to: Sequence[str]
+    eval_data: Path | None
 
     def again(self, *words: str) -> str:
         """The command line for the same with other words."""
         options = [word for name in self.report_to for word in ("--report-to", name)]
         if self.mixture is not None:
             options += ["--mixture", self.mixture]
+        if self.eval_data is not None:
+            options += ["--eval-data", str(self.eval_data)]
         return command_line("train", self.recipe, *options, *words, overrides=self.overrides, store=self.store)
 
     def found(self, watch: Watch) -> tuple[Recipe, Mixture]:
@@ -116,8 +127,10 @@ class _Asked:
 def _train(asked: _Asked, resume: bool, force: bool, shown: bool, quiet: bool, as_json: bool) -> None:
     started = time.monotonic()
 
-    def work() -> tuple[Recipe, Mixture, Run, GateError | None]:
+    def work() -> tuple[Recipe, Mixture, Run, Mapping[str, Any], GateError | None]:
         recipe, mixture = asked.found(watch)
+        if not _rank():
+            evals.with_extra(lambda: evals.check_stages(recipe, asked.eval_data))
         from prefmix.train.inputs import settings_of
         from prefmix.train.run import StopGateError, train
 
@@ -127,23 +140,53 @@ def _train(asked: _Asked, resume: bool, force: bool, shown: bool, quiet: bool, a
                 recipe, mixture, resume=resume, force=force, report_to=asked.report_to, watcher=cast("Watcher", watch)
             )
         except StopGateError as error:  # what ran is there, and worth reading
-            return recipe, mixture, error.run, error
-        return recipe, mixture, run, None
+            return recipe, mixture, error.run, {}, error
+        scores = {} if _rank() else evals.evaluate_stages(recipe, run, mixture, asked.eval_data, scoring)
+        return recipe, mixture, run, scores, None
 
     with watching(shown) as watch:
-        recipe, mixture, run, failed = run_beside(lambda: _in_its_rank(work), abandon=lambda: _abandoned(asked, watch))
+        scoring = _Scoring(watch)
+        recipe, mixture, run, scores, failed = run_beside(
+            lambda: _in_its_rank(work), abandon=lambda: scoring.abandoned(asked) or _abandoned(asked, watch)
+        )
     seconds = round(time.monotonic() - started, 3)
     if _rank():
         raise click.exceptions.Exit(failed.exit_code if failed else 0)
     if as_json:
-        emit_json(_run_json(recipe, run, watch.notes, seconds))
+        emit_json({**_run_json(recipe, run, watch.notes, seconds), **({"eval": scores} if scores else {})})
     elif quiet:
         say(_line(run))
     else:
         _report(recipe, mixture, run, seconds)
+        for name, results in scores.items():
+            say("")
+            evals.report(results, run.folder / name / "eval")
         say_next(_next_commands(asked, mixture))
     if failed:
         raise failed
+
+
+class _Scoring(evals.Watch):
+    """Is told how the evaluations after a run go on, and tells the watch of the run."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__(shown=False)
+        self.watch = watch
+
+    def note(self, text: str) -> None:
+        self.watch.note(text)
+
+    def loading(self) -> None:
+        self.watch.work("load", 0, 1)
+
+    def task(self, name: str, number: int, tasks: int) -> None:
+        super().task(name, number, tasks)
+        self.watch.work("evaluating", number - 1, tasks)
+
+    def abandoned(self, asked: _Asked) -> str:
+        """As for a run, where its evaluation was interrupted; nothing before that."""
+        again = asked.again("--resume")
+        return f"the stages are trained; in {self.name} of their evaluation: `{again}` goes on" if self.name else ""
 
 
 def _estimate(asked: _Asked, shown: bool, quiet: bool, as_json: bool) -> None:

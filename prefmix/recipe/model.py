@@ -317,6 +317,11 @@ class Stage(Keys):
     checkpoint_every: Positive | None = Field(
         None, description="Save a checkpoint every so many steps. Absent: at the end."
     )
+    eval: list[Text] = Field(
+        [],
+        description="Benchmarks that the trained stage is evaluated on, as `prefmix eval` takes them: agieval, bbh, gpt4all, "
+        "truthfulqa, gsm8k, reference or tasks of lm-evaluation-harness.",
+    )
 
 
 class DpoStage(Stage):

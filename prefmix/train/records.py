@@ -28,7 +28,7 @@ from prefmix.mixture import write_durably
 
 #: Settings that change speed, memory or what is looked at, never the weights: a run may be resumed with others.
 FREE = frozenset(
-    {"token_budget", "eval_every", "checkpoint_every", "if_needed", "gradient_checkpointing", "packing", "eos"}
+    {"token_budget", "eval_every", "checkpoint_every", "eval", "if_needed", "gradient_checkpointing", "packing", "eos"}
 )
 
 #: Dense bf16 TFLOP/s by a part of the GPU's name: what a large matrix product reached on an H200, and the makers' figures
