@@ -11,6 +11,8 @@ from prefmix.errors import ModelError, TrainError
 from prefmix.figures import code, figure, share, table
 from prefmix.mixture import MANIFEST
 from prefmix.model_card import Place, model_card
+from prefmix.scores.card import completed
+from prefmix.scores.results import read_results
 
 RUN = "run.json"
 
@@ -55,12 +57,14 @@ def chain(stage: Path) -> list[Path]:
 
 
 def stage_card(stage: Path, place: Place | None = None) -> str:
-    """The model card of a stage, for its folder or for another place. Raises TrainError when a part of the folder's record
-    is missing or cannot be read."""
+    """The model card of a stage with its scores, for its folder or for another place. Raises TrainError when a part of the
+    folder's record is missing or cannot be read; ModelError for scores."""
     run, eos, manifest = (read_record(stage / name) for name in (RUN, "eos.json", MANIFEST))
     stages = chain(stage)
     story = eos_table(stages) if len(stages) > 1 else ""
-    return model_card(run, eos, read_lines(stage / "metrics.jsonl"), manifest, story, place)
+    card = model_card(run, eos, read_lines(stage / "metrics.jsonl"), manifest, story, place)
+    results = list(read_results(stage / "eval").values())
+    return completed(card, stage.resolve().parent.name, results) if results else card
 
 
 def eos_table(stages: Sequence[Path]) -> str:

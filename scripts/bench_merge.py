@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from prefmix.model.merged import on_meta
+from prefmix.model.merge.tensors import on_meta
 
 VOCABULARY = 32_000
 R = 16
@@ -35,7 +35,7 @@ import sys, warnings, re
 warnings.simplefilter("ignore")
 from pathlib import Path
 from prefmix.model.find import find_model
-from prefmix.model.merge import merge
+from prefmix.model.merge.merging import merge
 from prefmix.cli.main import run
 import bitsandbytes
 code = run(sys.argv[1:]) if sys.argv[1:] else 0

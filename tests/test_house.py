@@ -35,6 +35,7 @@ FLOORS = [
         "card",
         "figures",
         "model_card",
+        "scores",
     },
     {"mixture"},
     {"plan", "manifest", "store", "stages"},

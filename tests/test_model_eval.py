@@ -17,13 +17,15 @@ from lm_eval.tasks import TaskManager
 from small_models import byte_tokenizer, micro_llama
 
 from prefmix.errors import ModelError, SourceError, UsageError
-from prefmix.model import benchmark_rows, evaluate, harness, scores
-from prefmix.model.benchmark_rows import UnlikeTheHubError, local_rows
-from prefmix.model.decontaminated import TrainingData
-from prefmix.model.evaluate import Settings
+from prefmix.model.evaluation import benchmark_rows, harness
+from prefmix.model.evaluation import evaluating as evaluate
+from prefmix.model.evaluation.benchmark_rows import UnlikeTheHubError, local_rows
+from prefmix.model.evaluation.decontaminated import TrainingData
+from prefmix.model.evaluation.evaluating import Settings
+from prefmix.model.evaluation.journal import Journal
 from prefmix.model.find import find_model, load_model
-from prefmix.model.journal import Journal
-from prefmix.model.suites import SUITES
+from prefmix.scores import results as scores
+from prefmix.scores.suites import SUITES
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -212,7 +214,7 @@ def test_the_edition_of_truthfulqa_that_the_hub_has_is_preferred(data, tmp_path)
 
 
 def test_a_missing_benchmark_file_is_named_with_its_folder(data, tmp_path):
-    with pytest.raises(ModelError, match=r"no local file for piqa: .*benchmarks0 has no gpt4all/piqa\.validation\.\* "):
+    with pytest.raises(ModelError, match=r"no local file for piqa: .*benchmarks\d has no gpt4all/piqa\.validation\.\* "):
         local_rows("piqa", data)
     with pytest.raises(ModelError, match="there is no such folder"):
         local_rows("piqa", tmp_path / "nowhere")

@@ -92,12 +92,12 @@ def test_what_cannot_be_asked_is_said_with_a_remedy(evaluated, model_folder, cap
 
 
 def test_a_missing_harness_is_said_with_the_command_that_installs_it(evaluated, monkeypatch):
-    import prefmix.model.evaluate
+    import prefmix.model.evaluation.evaluating
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    for name in ("harness", "evaluate"):
-        monkeypatch.delitem(sys.modules, f"prefmix.model.{name}")
-        monkeypatch.delattr(prefmix.model, name)
+    for name in ("harness", "evaluating"):
+        monkeypatch.delitem(sys.modules, f"prefmix.model.evaluation.{name}")
+        monkeypatch.delattr(prefmix.model.evaluation, name)
     code, _, err = evaluated("arc_easy")
     assert code == 1
     assert 'needs lm_eval, which is not installed. Install it: pip install "prefmix[train,eval]"' in err

@@ -26,14 +26,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from prefmix.chatml import ANSWER_HEADER
 from prefmix.cli.main import run
 from prefmix.errors import MixtureError, ModelError
-from prefmix.model import merge as merging
-from prefmix.model import merged, stored
-from prefmix.model.agreement import Rows, as_trained, difference
 from prefmix.model.find import find_model
-from prefmix.model.merge import merge
-from prefmix.model.merged import MergedTensors, on_meta, quantised_names, read_adapter, through_nf4
-from prefmix.model.rows import rows_of
-from prefmix.model.stored import Stored
+from prefmix.model.merge import merging, stored
+from prefmix.model.merge import tensors as merged
+from prefmix.model.merge.agreement import Rows, as_trained, difference
+from prefmix.model.merge.merging import merge
+from prefmix.model.merge.rows import rows_of
+from prefmix.model.merge.stored import Stored
+from prefmix.model.merge.tensors import MergedTensors, on_meta, quantised_names, read_adapter, through_nf4
 from prefmix.recipe import Lora
 from prefmix.train import weights
 from prefmix.train.tokenizer import load_tokenizer
@@ -395,7 +395,7 @@ def test_a_disk_that_fills_up_leaves_nothing(stage, monkeypatch):
 SLOW = """
 import sys, time
 from pathlib import Path
-from prefmix.model import stored
+from prefmix.model.merge import stored
 save = stored.save_file
 def slow(tensors, path, metadata):
     save(tensors, path, metadata)
@@ -437,7 +437,7 @@ def test_what_a_killed_merge_leaves_is_hidden_and_goes_with_the_next_one(stage):
 
 
 def test_two_processes_do_not_write_the_same_merge(stage):
-    from prefmix.model.place import alone
+    from prefmix.model.merge.place import alone
 
     with alone(stage / "merged"), pytest.raises(ModelError, match="Another process is merging"):
         merge(find_model(stage))

@@ -18,9 +18,12 @@ from test_model_eval import TASKS, UNKNOWN, asked, data, found, model_folder  # 
 
 from prefmix.errors import MixtureError, ModelError
 from prefmix.mixture import Mixture
-from prefmix.model import compare, evaluate, scorecard, scores
-from prefmix.model.decontaminated import TrainingData, run_of, training_data
-from prefmix.model.suites import SUITES, expand
+from prefmix.model.evaluation import compare
+from prefmix.model.evaluation import evaluating as evaluate
+from prefmix.model.evaluation.decontaminated import TrainingData, run_of, training_data
+from prefmix.scores import card as scorecard
+from prefmix.scores import results as scores
+from prefmix.scores.suites import SUITES, expand
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -129,13 +130,19 @@ def timeless(path: Path) -> list[dict]:
 def test_every_stage_leaves_its_record(home, finished):
     for stage in finished.stages:
         names = {path.name for path in stage.folder.iterdir()}
-        assert {"adapter", "checkpoints", "metrics.jsonl", "eos.json", "run.json", "README.md", "curves.svg"} == names
+        records = {"metrics.jsonl", "eos.json", "run.json", "recipe.toml", "mixture.json"}
+        assert names == {"adapter", "checkpoints", "README.md", "curves.svg"} | records
         record = document(stage.folder / "run.json")
         assert record == stage.run
         assert record["finished"]
         assert record["steps"] == 4
         assert record["tokens"] > 0
-        assert record["mixture"]["digest"] == document(next((home / "store" / "tiny").glob("*/mixture.json")))["digest"]
+        manifest = document(next((home / "store" / "tiny").glob("*/mixture.json")))
+        assert record["mixture"]["digest"] == manifest["digest"]
+        assert document(stage.folder / "mixture.json") == manifest
+        recipe = tomllib.loads((stage.folder / "recipe.toml").read_text())
+        assert "root" not in recipe, "where the recipe lay is no concern of others"
+        assert recipe["train"]["stages"][0]["learning_rate"] == 1e-2
         steps = [line["step"] for line in lines(stage.folder / "metrics.jsonl") if "loss" in line]
         assert steps == [1, 2, 3, 4]
     assert finished.stages[1].run["after_stage"] == "dpo"
@@ -151,7 +158,7 @@ def test_the_peak_memory_is_that_of_this_process_and_not_of_the_one_that_started
 
 def test_nothing_of_a_run_is_a_pickle(finished):
     suffixes = {path.suffix for path in finished.folder.rglob("*") if path.is_file()}
-    assert suffixes <= {".safetensors", ".json", ".jsonl", ".md", ".svg", ".jinja"}
+    assert suffixes <= {".safetensors", ".json", ".jsonl", ".md", ".svg", ".jinja", ".toml"}
 
 
 def test_the_eos_is_measured_before_during_and_after_every_stage(finished):

@@ -12,7 +12,7 @@ from small_models import byte_tokenizer, micro_llama
 from test_train_run import changed, document, home, timeless  # noqa: F401 (a fixture)
 
 from prefmix.errors import TrainError
-from prefmix.model.merged import MergedTensors, read_adapter
+from prefmix.model.merge.tensors import MergedTensors, read_adapter
 from prefmix.recipe import Lora, load_recipe
 from prefmix.train import weights
 from prefmix.train.run import train

@@ -21,10 +21,10 @@ from prefmix.errors import ModelError
 
 if TYPE_CHECKING:
     from prefmix.mixture import Mixture
-    from prefmix.model.compare import Difference, Other
-    from prefmix.model.evaluate import Watcher
-    from prefmix.model.scores import Results
+    from prefmix.model.evaluation.compare import Difference, Other
+    from prefmix.model.evaluation.evaluating import Watcher
     from prefmix.recipe import Recipe
+    from prefmix.scores.results import Results
     from prefmix.train.run import Run
 
 Result = TypeVar("Result")
@@ -90,12 +90,12 @@ def eval_command(
 
     def work() -> tuple[list[Results], list[Difference], Other | None, Path]:
         quiet_imports()
-        from prefmix.model.compare import compare, open_other
-        from prefmix.model.decontaminated import run_of, training_data
-        from prefmix.model.evaluate import Settings, evaluate
+        from prefmix.model.evaluation.compare import compare, open_other
+        from prefmix.model.evaluation.decontaminated import run_of, training_data
+        from prefmix.model.evaluation.evaluating import Settings, evaluate
         from prefmix.model.find import find_model
-        from prefmix.model.scores import results_folder
-        from prefmix.model.suites import expand
+        from prefmix.scores.results import results_folder
+        from prefmix.scores.suites import expand
 
         found = find_model(model, base)
         home = folder or (found.stage / "eval" if found.stage else results_folder(model))
@@ -112,7 +112,7 @@ def eval_command(
             watcher=cast("Watcher", watch),
         )
         if found.stage is not None and folder is None:
-            from prefmix.model.scorecard import complete_card
+            from prefmix.scores.card import complete_card
 
             complete_card(found.stage)
         return results, compare(results, home, beside) if beside else [], beside, home
@@ -127,7 +127,7 @@ def eval_command(
             {"results": results, "compared": compared, "folder": str(home), "notes": watch.notes, "seconds": seconds}
         )
     elif quiet:
-        from prefmix.model.scores import average_line
+        from prefmix.scores.results import average_line
 
         for each in results:
             say(f"{each['suite']}: {average_line(each)}")
@@ -149,17 +149,17 @@ def eval_command(
 def check_stages(recipe: Recipe, data: Path | None) -> None:
     """Whether the suites of a recipe's stages can be asked after them. Raises as the command does."""
     if names := _asked_of(recipe):
-        from prefmix.model.evaluate import check
+        from prefmix.model.evaluation.evaluating import check
 
         check(list(dict.fromkeys(name for suites in names.values() for name in suites)), data)
 
 
 def evaluate_stages(recipe: Recipe, run: Run, mixture: Mixture, data: Path | None, watch: Watch) -> dict[str, Any]:
     """Asks each stage of a run that has `eval` its suites, and completes its card. Gives the results by stage."""
-    from prefmix.model.decontaminated import TrainingData
-    from prefmix.model.evaluate import Settings, evaluate
+    from prefmix.model.evaluation.decontaminated import TrainingData
+    from prefmix.model.evaluation.evaluating import Settings, evaluate
     from prefmix.model.find import find_model
-    from prefmix.model.scorecard import complete_card
+    from prefmix.scores.card import complete_card
 
     names, found = _asked_of(recipe), {}
     for stage in run.stages:
@@ -191,7 +191,7 @@ def _options(**given: Any) -> list[str]:
 
 def report(results: Sequence[Results], home: Path) -> None:
     """The tables of a card, as they are in it."""
-    from prefmix.model.scores import average_line, how, markdown_table
+    from prefmix.scores.results import average_line, how, markdown_table
 
     say((results[0]["model"]["name"], "bold"), "  evaluated")
     say((str(home), "dim"))
@@ -208,7 +208,7 @@ def report(results: Sequence[Results], home: Path) -> None:
 
 
 def _report_comparison(differences: Sequence[Difference], own: str, other: Other) -> None:
-    from prefmix.model.compare import comparison_table
+    from prefmix.model.evaluation.compare import comparison_table
 
     say("")
     say((f"## Beside {other.name}", "bold"))

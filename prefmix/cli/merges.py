@@ -15,7 +15,7 @@ from prefmix.cli.progress import NOTHING_WRITTEN, bars
 from prefmix.cli.screen import command_line, emit_json, out, say, say_next
 
 if TYPE_CHECKING:
-    from prefmix.model.merge import Check, Merged
+    from prefmix.model.merge.merging import Check, Merged
 
 
 @click.command("merge")
@@ -75,13 +75,13 @@ def merge_run(
 
     def work() -> Merged:
         from prefmix.model.find import find_model, load_tokenizer
-        from prefmix.model.merge import merge, place_of
+        from prefmix.model.merge.merging import merge, place_of
 
         found = find_model(run, base)
         place.folder = Path(folder) if folder else place_of(found)
         rows = None
         if check and found.adapter:
-            from prefmix.model.rows import rows_of
+            from prefmix.model.merge.rows import rows_of
 
             rows = rows_of(found.run, load_tokenizer(found), mixture, store)
         progress("starting", 1, 1)
@@ -104,7 +104,7 @@ class _Place:
         """What an interrupted merge leaves: nothing, or all of it."""
         if self.folder is None:
             return NOTHING_WRITTEN
-        from prefmix.model.place import abandon
+        from prefmix.model.merge.place import abandon
 
         return NOTHING_WRITTEN if abandon(self.folder) else f"{self.folder} was complete, and is there"
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from prefmix.errors import ModelError
-from prefmix.model.scores import Results, average_line, how, label, markdown_table, read_results, score
+from prefmix.scores.results import Results, average_line, how, label, markdown_table, read_results, score
 
 _HARNESS = "https://github.com/EleutherAI/lm-evaluation-harness"
 _HEADING = "## Evaluation"
@@ -40,16 +40,13 @@ def complete_card(stage: Path) -> None:
     results = list(read_results(stage / "eval").values())
     card = stage / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else "---\n{}\n---\n\n# Model\n"
-    front = _FRONT.match(text)
-    head = yaml.safe_load(front[1]) if front else None
-    if front is None or not isinstance(head, dict):
-        raise ModelError(f"{card} has no YAML front matter (between two lines ---): restore it, or remove the file.")
-    head.pop("model-index", None)
-    if index := model_index(stage.resolve().parent.name, results):
-        head["model-index"] = index
-    dumped = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=math.inf)
-    body = _with_section(text[front.end() :], section(results)).replace(_NOTHING, _NOTHING_ELSE)
-    _write(card, f"---\n{dumped}---{body}")
+    try:
+        text = completed(text, stage.resolve().parent.name, results)
+    except ValueError as error:
+        raise ModelError(
+            f"{card} has no YAML front matter (between two lines ---): restore it, or remove the file."
+        ) from error
+    _write(card, text)
     for each in results:
         path = stage / ".eval_results" / f"{each['suite']}.yaml"
         entries = eval_results(each)
@@ -58,6 +55,21 @@ def complete_card(stage: Path) -> None:
             _write(path, yaml.safe_dump(entries, sort_keys=False, allow_unicode=True))
         else:
             path.unlink(missing_ok=True)
+
+
+def completed(card: str, name: str, results: Sequence[Results]) -> str:
+    """A model card with the results of the model `name`, in the place of those it had. Raises ValueError for one without
+    front matter."""
+    front = _FRONT.match(card)
+    head = yaml.safe_load(front[1]) if front else None
+    if front is None or not isinstance(head, dict):
+        raise ValueError("the card has no front matter")
+    head.pop("model-index", None)
+    if index := model_index(name, results):
+        head["model-index"] = index
+    dumped = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=math.inf)
+    body = _with_section(card[front.end() :], section(results)).replace(_NOTHING, _NOTHING_ELSE)
+    return f"---\n{dumped}---{body}"
 
 
 def section(results: Sequence[Results]) -> str:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefmix.errors import ModelError
-from prefmix.model.scores import Results, aligned, item_key, read_results, results_folder, score, value_and_error
-from prefmix.model.suites import REFERENCE
+from prefmix.scores.results import Results, aligned, item_key, read_results, results_folder, score, value_and_error
+from prefmix.scores.suites import REFERENCE
 
-_CARD = Path(__file__).parents[1] / "data" / "reference_card.toml"
+_CARD = Path(__file__).parents[2] / "data" / "reference_card.toml"
 _CRITICAL = 1.959964
 _SMALL = 1e-12
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from prefmix.errors import MixtureError, ModelError
 from prefmix.mixture import Mixture
-from prefmix.model.suites import SUITE_OF, Suite
+from prefmix.scores.suites import SUITE_OF, Suite
 from prefmix.store import open_mixture
 from prefmix.train.records import read_json
 

@@ -32,10 +32,10 @@ from lm_eval.tasks import TaskManager
 from transformers.utils import logging as transformers_logging
 
 from prefmix.errors import ModelError, UsageError
-from prefmix.model.benchmark_rows import LocalRows
-from prefmix.model.journal import Journal, key_of
-from prefmix.model.suites import KNOWN
+from prefmix.model.evaluation.benchmark_rows import LocalRows
+from prefmix.model.evaluation.journal import Journal, key_of
 from prefmix.recipe.problems import nearest
+from prefmix.scores.suites import KNOWN
 
 _TASKS = Path(lm_eval.__file__).parent / "tasks"
 #: Where the harness defines the tasks of the suites: the index of all its 14,000 tasks takes eight seconds.

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from prefmix.errors import ModelError
-from prefmix.model.stored import Stored, weight_files
+from prefmix.model.merge.stored import Stored, weight_files
 from prefmix.train.weights import DType, Quantization, device
 
 _PREFIX = "base_model.model."

@@ -22,12 +22,12 @@ from typing import Any
 import transformers.utils.logging
 
 from prefmix.errors import ModelError, TrainError
-from prefmix.model.agreement import WRONG_KL, Difference, Rows, Trained, as_trained, difference
-from prefmix.model.beside import write_beside
 from prefmix.model.find import Found, load_tokenizer
-from prefmix.model.merged import MergedTensors, read_adapter
-from prefmix.model.place import RECORD, alone, put, writing
-from prefmix.model.stored import Progress, Stored, base_folder, bytes_of, weight_files, write_weights
+from prefmix.model.merge.agreement import WRONG_KL, Difference, Rows, Trained, as_trained, difference
+from prefmix.model.merge.beside import write_beside
+from prefmix.model.merge.place import RECORD, alone, put, writing
+from prefmix.model.merge.stored import Progress, Stored, base_folder, bytes_of, weight_files, write_weights
+from prefmix.model.merge.tensors import MergedTensors, read_adapter
 from prefmix.train.records import now, read_json, sha256_of, write_json
 
 SHARD_BYTES = 10**9

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from prefmix.chatml import ANSWER_HEADER, END, START, render, render_answer, render_prompt
 from prefmix.errors import ModelError
 from prefmix.mixture import Mixture
-from prefmix.model.agreement import Rows
+from prefmix.model.merge.agreement import Rows
 from prefmix.publish import open_mixture
 from prefmix.store import Store
 

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from prefmix.errors import ModelError
 from prefmix.model.find import Found, load_model
-from prefmix.model.merged import on_meta
+from prefmix.model.merge.tensors import on_meta
 from prefmix.train.weights import device, load_adapter, plain
 
 #: A mean KL beyond this is not what rounding makes: the merge is another model.

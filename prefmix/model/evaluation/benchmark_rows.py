@@ -15,7 +15,7 @@ from typing import Any
 
 from prefmix import files
 from prefmix.errors import ModelError, SourceError
-from prefmix.model.suites import SUITES
+from prefmix.scores.suites import SUITES
 
 Row = Mapping[str, Any]
 _TEXT = (".jsonl", ".json", ".csv")

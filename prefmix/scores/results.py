@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from prefmix.errors import ModelError
-from prefmix.model.suites import SUITES
+from prefmix.scores.suites import SUITES
 
 FORMAT = 1
 Results = Mapping[str, Any]

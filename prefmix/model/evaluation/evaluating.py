@@ -22,12 +22,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from prefmix.errors import ModelError
-from prefmix.model import harness, scores
-from prefmix.model.benchmark_rows import LocalRows, UnlikeTheHubError, local_rows
-from prefmix.model.decontaminated import TrainingData
+from prefmix.model.evaluation import harness
+from prefmix.model.evaluation.benchmark_rows import LocalRows, UnlikeTheHubError, local_rows
+from prefmix.model.evaluation.decontaminated import TrainingData
+from prefmix.model.evaluation.journal import Journal
 from prefmix.model.find import Found, load_model, load_tokenizer
-from prefmix.model.journal import Journal
-from prefmix.model.suites import Suite, expand
+from prefmix.scores import results as scores
+from prefmix.scores.suites import Suite, expand
 from prefmix.train import records, weights
 
 _BATCH_ON_A_GPU = 8
