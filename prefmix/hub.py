@@ -28,7 +28,7 @@ from huggingface_hub import (
 )
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
 from prefmix.errors import HubError
 
@@ -318,15 +318,17 @@ def _check_online(repo: str) -> None:
 
 @contextmanager
 def quietly() -> Generator[None]:
-    """Without the bars of huggingface_hub, which would stand among those of the command line."""
-    if are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+    """Without the bars and the advice of huggingface_hub, which would stand among the lines of the command."""
+    has_bars, verbosity = not are_progress_bars_disabled(), logging.get_verbosity()
+    if has_bars:
+        disable_progress_bars()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        enable_progress_bars()
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            enable_progress_bars()
 
 
 @contextmanager

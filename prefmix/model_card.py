@@ -119,7 +119,7 @@ def _what_it_is(run: Mapping[str, Any], eos: Mapping[str, Any], place: Place) ->
         made = {
             "stage": f"{kind} (in `adapter/`) for {_base(run['base'])}",
             "adapter": f"{kind} for {_base(run['base'])}",
-        }.get(place.form, f"{kind}, merged into its base {_base(run['base'])} (in bf16),")
+        }.get(place.form, f"{kind}, merged into its base {_base(run['base'])} (in bf16)")
     else:
         here = " (in `adapter/`)" if place.form == "stage" else ""
         made = f"A model{here}, all weights of which were trained, from {_base(run['base'])}"
@@ -305,7 +305,7 @@ def _flat(settings: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, st
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}{key}.")
-        elif value is not None:
+        elif value is not None and value != []:
             yield f"{path}{key}", _plain(value)
 
 

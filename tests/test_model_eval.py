@@ -214,7 +214,9 @@ def test_the_edition_of_truthfulqa_that_the_hub_has_is_preferred(data, tmp_path)
 
 
 def test_a_missing_benchmark_file_is_named_with_its_folder(data, tmp_path):
-    with pytest.raises(ModelError, match=r"no local file for piqa: .*benchmarks\d has no gpt4all/piqa\.validation\.\* "):
+    with pytest.raises(
+        ModelError, match=r"no local file for piqa: .*benchmarks\d has no gpt4all/piqa\.validation\.\* "
+    ):
         local_rows("piqa", data)
     with pytest.raises(ModelError, match="there is no such folder"):
         local_rows("piqa", tmp_path / "nowhere")

@@ -105,6 +105,7 @@ def test_each_card_is_taken_by_the_hub_and_says_how_its_own_branch_is_loaded(hub
     assert f'AutoModelForCausalLM.from_pretrained("{REPO}", device_map="auto")' in text
     assert "PeftModel" not in text
     assert "merged into its base" in text
+    assert ",," not in text
     assert "bd18d7aebc7e5fc9553e612a5a68fee46d8e23cbf46edd56cc6630fa928a56ee" in text
     assert "Over the stages of this run" in text
     assert f'from_pretrained("{REPO}", revision="dpo-v0", device_map' in card_on(hub, "dpo-v0")[1]
@@ -253,7 +254,9 @@ def test_the_commands_say_what_was_pushed_and_what_does_not_go_together(
     assert done.returncode == 0, done.stderr
     for words in ("pushed in", "dpo-v0-adapter", "main", "merged", "tag v1 is new"):
         assert words in done.stdout
-    said = json.loads(prefmix("push", str(run), REPO, "--tag", "v1", "--json").stdout)
+    again = prefmix("push", str(run), REPO, "--tag", "v1", "--json")
+    assert again.stderr == "", "the client's own advice stays off the screen"
+    said = json.loads(again.stdout)
     assert [branch["is_new_commit"] for branch in said["branches"]] == [False] * 4
     for words, told in ((("--no-drops",), "is for mixtures"), (("--data", "x/y"), "has no tag")):
         assert told in prefmix("push", str(run), REPO, *words).stderr

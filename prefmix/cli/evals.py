@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -14,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from prefmix.cli.extras import needing, quiet_imports
 from prefmix.cli.options import json_option, store_option
 from prefmix.cli.progress import run_beside
 from prefmix.cli.screen import command_line, emit_json, err, say, say_next, say_warnings
-from prefmix.errors import ModelError
 
 if TYPE_CHECKING:
     from prefmix.mixture import Mixture
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
     from prefmix.train.run import Run
 
 Result = TypeVar("Result")
-_INSTALL = 'pip install "prefmix[train,eval]"'
 
 
 @click.command("eval")
@@ -235,25 +231,11 @@ def _as_json(difference: Difference) -> dict[str, Any]:
 
 def with_extra(work: Callable[[], Result]) -> Result:
     """The result of `work()`. Raises ModelError where a package of the extras is missing."""
-    try:
-        return work()
-    except ModuleNotFoundError as error:
-        package = (error.name or "prefmix").partition(".")[0]
-        if package == "prefmix":
-            raise
-        raise ModelError(f"prefmix eval needs {package}, which is not installed. Install it: {_INSTALL}") from error
-
-
-def quiet_imports() -> None:
-    """Keeps what libraries log and warn of while they are imported off the screen."""
-    if os.environ.get("PREFMIX_DEBUG") != "1":
-        warnings.simplefilter("ignore")
-        for name in ("bitsandbytes", "transformers"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+    return needing("train,eval", "eval", work)
 
 
 class Watch:
-    """What is known of an evaluation while it goes on; it has the methods of `prefmix.model.evaluate.Watcher`. `shown` says
+    """What is known of an evaluation while it goes on; it has the methods of `prefmix.model.evaluation.evaluating.Watcher`. `shown` says
     whether notes are written to stderr."""
 
     def __init__(self, shown: bool) -> None:

@@ -12,7 +12,6 @@ from prefmix.cli.progress import busy, run_beside
 from prefmix.errors import ModelError
 
 Result = TypeVar("Result")
-_INSTALL = 'pip install "prefmix[train]"'
 
 
 def with_models(command: str, what: str, work: Callable[[], Result], shown: bool) -> Result:
@@ -22,21 +21,25 @@ def with_models(command: str, what: str, work: Callable[[], Result], shown: bool
     """
 
     def quietly() -> Result:
-        _quiet_imports()
+        quiet_imports()
         return work()
 
+    return needing("train", command, lambda: busy(what, quietly) if shown else run_beside(quietly))
+
+
+def needing(extras: str, command: str, work: Callable[[], Result]) -> Result:
+    """The result of `work()`, which needs packages of some extras. Raises ModelError where one is missing."""
     try:
-        return busy(what, quietly) if shown else run_beside(quietly)
+        return work()
     except ModuleNotFoundError as error:
         package = (error.name or "prefmix").partition(".")[0]
         if package == "prefmix":
             raise
-        raise ModelError(
-            f"prefmix {command} needs {package}, which is not installed. Install it: {_INSTALL}"
-        ) from error
+        install = f'pip install "prefmix[{extras}]"'
+        raise ModelError(f"prefmix {command} needs {package}, which is not installed. Install it: {install}") from error
 
 
-def _quiet_imports() -> None:
+def quiet_imports() -> None:
     """Keeps what libraries log, warn of and draw while they load models off the screen."""
     if os.environ.get("PREFMIX_DEBUG") == "1":
         return

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from prefmix.cli import evals
+from prefmix.cli.extras import quiet_imports
 from prefmix.cli.options import json_option, override_option, store_option
 from prefmix.cli.progress import run_beside
 from prefmix.cli.recipes import read_recipe
@@ -120,7 +119,7 @@ class _Asked:
         else:
             mixture = find_mixture(recipe, self.mixture, self.store)
         watch.work("start", 0, 1)  # seconds of imports come next
-        _quiet_imports()
+        quiet_imports()
         return recipe, mixture
 
 
@@ -264,13 +263,6 @@ def _need_trackers(names: Sequence[str]) -> None:
     for name in names:
         if not any(find_spec(package) for package in ((name, "tensorboardX") if name == "tensorboard" else (name,))):
             raise TrainError(f"--report-to {name} needs {name}, which is not installed. Install it: pip install {name}")
-
-
-def _quiet_imports() -> None:
-    """Keeps what libraries log and warn of while they are imported and used off the screen."""
-    if os.environ.get("PREFMIX_DEBUG") != "1":
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it asks for `kernels`, and works without
-        warnings.simplefilter("ignore")
 
 
 def _line(run: Run) -> str:
