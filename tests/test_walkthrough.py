@@ -1,9 +1,11 @@
-"""The shipped recipe smollm2 from end to end: real rows and the real model over a Hub, in NF4 on the CPU, with fewer steps."""
+"""The shipped recipe smollm2 from end to end, as docs/walkthrough.md shows it: real rows and the real model over a Hub, in NF4
+on the CPU, with fewer steps and items."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import polars as pl
 import pytest
 from hub.clients import process
 from hub.loopback import LoopbackHub
+from served import converter_cache, llama_cpp
 
 from prefmix.mixture import Mixture
 from prefmix.store import open_mixture
@@ -31,12 +34,24 @@ LOST, ROUNDED = 0.05, 1e-3
 
 @dataclass(frozen=True)
 class Trained:
-    """The base as a folder, the mixture that was built, the folder of the run and what the command reported."""
+    """The base as a folder, the mixture that was built, the folder of the run and what the command reported; `hub` and
+    `home` are those that it was run with."""
 
     base: Path
     mixture: Mixture
     folder: Path
     report: str
+    hub: LoopbackHub
+    home: Path
+
+    def shell(self, line: str, **environment: str) -> str:
+        """What a line of the walkthrough prints, in the folder that holds `runs`."""
+        line = re.sub(r"\bprefmix\b", f"{shlex.quote(sys.executable)} -m prefmix", line, count=1)
+        there = {"OMP_NUM_THREADS": "1", "PREFMIX_STORE": str(self.folder.parents[1] / "store"), **environment}
+        line = f"cd {shlex.quote(str(self.folder.parents[1]))} && {line}"
+        done = process(["sh", "-c", line], self.hub, self.home, **there)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def read(self, stage: str, file: str) -> dict[str, Any]:
         return json.loads((self.folder / stage / file).read_text(encoding="utf-8"))
@@ -76,7 +91,8 @@ def trained(hub: tuple[LoopbackHub, Path], tmp_path_factory: pytest.TempPathFact
         prefmix = [sys.executable, "-m", "prefmix", command, *words]
         done = process(prefmix, server, folder / "home", OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr
-    return Trained(base, open_mixture("smollm2", folder / "store"), folder / "runs" / "smollm2", done.stdout)
+    mixture = open_mixture("smollm2", folder / "store")
+    return Trained(base, mixture, folder / "runs" / "smollm2", done.stdout, server, folder / "home")
 
 
 def test_both_stages_run_in_four_bits_and_tell_whether_the_model_ends_its_turn(trained: Trained) -> None:
@@ -101,7 +117,7 @@ def test_the_page_that_the_readme_shows_is_the_one_that_is_printed(trained: Trai
 
 def shape(page: str) -> list[str]:
     """The words of each line, without numbers, sizes, times and the verdict on them."""
-    page = page.replace(str(Path(page.splitlines()[1]).parent.parent) + "/", "").partition("Next:")[0]
+    page = re.sub(r"/\S*/runs/", "runs/", page).partition("Next:")[0]
     page = re.sub(r"^(passes|below|warning):.*", "", page, flags=re.MULTILINE)
     words = (re.sub(r"[−-]?\d[\d.,:]*(%| [kMG]?B\b| s\b)?", "#", line).split() for line in page.splitlines())
     return [" ".join(line) for line in words if line]
@@ -155,3 +171,50 @@ def held_out(mixture: Mixture) -> list[str]:
     pairs = mixture.scan("preference", "test").select(text=pl.col("prompt") + pl.col("chosen"))
     rows = mixture.scan("sft", "test").select("text")
     return [text for part in (pairs, rows) for text in part.head(PROMPTS // 2).collect()["text"]]
+
+
+def shown(start: str) -> tuple[str, str]:
+    """The command of docs/walkthrough.md that has these words, and what it shows below."""
+    page = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
+    steps = re.findall(r"```console\n([^`]*?)\n```\n\n```text\n(.*?)```", page, re.DOTALL)
+    ((command, output),) = (step for step in steps if start in step[0])
+    return command, output
+
+
+def test_the_walkthrough_goes_from_the_run_to_a_published_model_that_stops_by_itself(
+    trained: Trained, real_data: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    openai = pytest.importorskip("openai", reason="the client is not here: pip install openai")
+    cache = converter_cache(tmp_path_factory.getbasetemp() / "converter")
+    (trained.folder.parents[1] / "benchmarks").symlink_to(real_data / "benchmarks")
+
+    command, output = shown("prefmix merge")
+    assert shape(trained.shell(command)) == shape(output)
+    check = trained.read("eos", "merged/merge.json")["check"]
+    assert abs(check["fp32"]["kl"]) < 1e-5, "on real rows, in fp32"
+
+    command, output = shown("prefmix eval")
+    assert shape(trained.shell(command.replace("--limit 20", "--limit 3"))) == shape(output)
+
+    command, output = shown("prefmix export")
+    assert shape(trained.shell(command, **cache)) == shape(output)
+    gguf = trained.folder / "eos" / "gguf" / "smollm2-q8_0.gguf"
+    with llama_cpp(gguf, tmp_path / "log") as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        answer = client.chat.completions.create(model="smollm2", messages=question, max_tokens=60, temperature=0)
+    assert answer.choices[0].finish_reason == "stop"
+    assert "Paris" in answer.choices[0].message.content
+
+    command, _ = shown("prefmix chat")
+    assert "Paris" in trained.shell(command.replace("prefmix chat", f"{sys.executable} -m prefmix chat"))
+
+    trained.shell("prefmix push smollm2@v1 someone/smollm2-mix", HF_HUB_DISABLE_XET="1")
+    command, output = shown("prefmix push runs/smollm2")
+    pushed = trained.shell(command, HF_HUB_DISABLE_XET="1")
+    assert shape(pushed.partition("Branches")[2]) == shape(output.partition("Branches")[2])
+    repo = trained.hub.repos["model", "someone/smollm2-dpo"]
+    card = repo.commits[repo.branches["main"]].files["README.md"].decode()
+    assert trained.mixture.digest in card
+    assert "|truthfulqa_mc2|" in card
+    assert "P(EOS) where held-out answers end" in card
