@@ -160,7 +160,7 @@ def _train(asked: _Asked, resume: bool, force: bool, shown: bool, quiet: bool, a
         for name, results in scores.items():
             say("")
             evals.report(results, run.folder / name / "eval")
-        say_next(_next_commands(asked, mixture))
+        say_next(_next_commands(asked, mixture, run))
     if failed:
         raise failed
 
@@ -322,10 +322,14 @@ def _report_estimate(found: Mapping[str, Any], seconds: float) -> None:
     out().print(titled("Time on one GPU", estimates.gpus_page(found), note))
 
 
-def _next_commands(asked: _Asked, mixture: Mixture) -> list[tuple[str, str]]:
-    """Commands that are of use now: what it was trained on, and whether that holds benchmarks, where nobody looked."""
+def _next_commands(asked: _Asked, mixture: Mixture, run: Run) -> list[tuple[str, str]]:
+    """Commands that are of use now: what goes on from the run, what it was trained on, and whether that holds benchmarks,
+    where nobody looked."""
     reference = str(mixture.folder) if asked.mixture and Path(asked.mixture).is_dir() else str(mixture)
-    commands = [(command_line("show", reference, store=asked.store), "what it was trained on")]
+    commands = [(command_line("chat", str(run.folder)), "talk to it")]
+    if run.stages[-1].run["hyperparameters"]["adapter"] == "lora":
+        commands.append((command_line("merge", str(run.folder), store=asked.store), "a model of its own of it"))
+    commands.append((command_line("show", reference, store=asked.store), "what it was trained on"))
     if not mixture.manifest["contamination"]:
         words = [reference, "--against", "truthfulqa", "--against", "gsm8k"]
         commands.append((command_line("contamination", *words, store=asked.store), "were benchmarks in it?"))
