@@ -196,7 +196,10 @@ def test_a_run_ends_with_its_stages_the_eos_and_what_to_do_next(train: Callable[
 def test_every_command_that_a_run_proposes_is_there(train: Callable[..., Said]) -> None:
     said = train("--resume", "--store", "store")
     proposed = [shlex.split(line) for line in said.lines[said.lines.index("Next:") + 1 :]]
-    assert [words[:3] for words in proposed] == [["prefmix", name, "tiny@v1"] for name in ("show", "contamination")]
+    assert [words[1:3] for words in proposed] == [
+        *([name, "runs/tiny"] for name in ("chat", "merge")),
+        *([name, "tiny@v1"] for name in ("show", "contamination")),
+    ]
     assert [words[words.index("--store") + 1] for words in proposed] == ["store", "store"]
     assert run(["show", "tiny@v1", "--store", "store"]) == 0
 
