@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from prefmix.cli.progress import bars, run_beside
@@ -21,13 +23,18 @@ def push_stages(run: Path, repo: str, *, store: str | None, quiet: bool, as_json
     if not options["adapters_only"] and not options["dry_run"]:
         _merge_first(run, store, shown)
 
+    scratch = Path(mkdtemp(prefix="prefmix-push-"))
+
     def work() -> PushedRun:
         from prefmix.publish import push_run
 
-        return push_run(run, repo, **options, progress=progress)
+        return push_run(run, repo, **options, scratch=scratch, progress=progress)
 
-    with bars(shown) as progress:
-        pushed = run_beside(work, abandon=lambda: "run it again to go on")
+    try:
+        with bars(shown) as progress:
+            pushed = run_beside(work, abandon=lambda: "run it again to go on")
+    finally:  # also at Ctrl-C, after which the thread does not come to it
+        rmtree(scratch, ignore_errors=True)
     seconds = round(time.monotonic() - started, 3)
     if as_json:
         branches = [{**asdict(branch), "bytes": branch.bytes} for branch in pushed.branches]

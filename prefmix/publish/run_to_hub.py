@@ -67,13 +67,14 @@ def push_run(
     private: bool = False,
     message: str | None = None,
     dry_run: bool = False,
+    scratch: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> PushedRun:
     """Pushes the stages of a run (or those up to the stage `run`) to a repository of models, as one commit a branch.
 
     The stages have to be merged (`<stage>/merged`); `adapters_only` pushes their adapters in place of that. `data` says
     where the mixture is on the Hub (`user/name@tag`; else where it was pulled from), for the cards. `tag` is made on main
-    when all is there. It can be run again after any failure: a branch that has its files gets no commit.
+    when all is there. The cards are written below `scratch` until they are sent. It can be run again after any failure: a branch that has its files gets no commit.
 
     Raises:
         ModelError: no such run; a stage that has not ended, or is not merged as it is now.
@@ -92,8 +93,8 @@ def push_run(
         _check_branches(repo, there, [place.revision for _, place in places])
     has_tag = bool(there and tag and _check_tag(repo, tag, there, stages[-1]))
     branches: list[Branch] = []
-    with TemporaryDirectory(prefix="prefmix-push-", ignore_cleanup_errors=True) as scratch:
-        laid = [(stage, place, _files(stage, place, Path(scratch))) for stage, place in places]
+    with TemporaryDirectory(prefix="prefmix-push-", dir=scratch, ignore_cleanup_errors=True) as cards:
+        laid = [(stage, place, _files(stage, place, Path(cards))) for stage, place in places]
         sent = _counted(laid, progress)
         for stage, place, files in laid:
             if not dry_run:
