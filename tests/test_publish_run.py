@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,7 @@ def test_the_commands_say_what_was_pushed_and_what_does_not_go_together(
     loopback_hub: LoopbackHub, run: Path, tmp_path: Path
 ) -> None:
     def prefmix(*words: str) -> Any:
-        return process(["prefmix", *words], loopback_hub, tmp_path / "hf")
+        return process([sys.executable, "-m", "prefmix", *words], loopback_hub, tmp_path / "hf")
 
     dry = prefmix("push", str(run), REPO, "--dry-run")
     assert (dry.returncode, "nothing was sent" in dry.stdout) == (0, True), dry.stderr
