@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 from hub.loopback import LoopbackHub
 from hypothesis import settings
@@ -73,3 +75,12 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edited.write_text("\n".join(lines) + "\n", encoding="utf-8")
     build(root / "edited" / "quickstart.toml", store=store)
     return store
+
+
+@pytest.fixture
+def hub(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The stand-in with a token, over LFS (what runs over Xet is a process of its own), whose clients do not wait between their attempts."""
+    monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    return loopback_hub

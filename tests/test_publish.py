@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,15 +40,6 @@ ROWS = [pair(number) for number in range(40)]
 TIE = pair(99, score=1.0)
 SHARD = "preference/train-00000-of-00001.parquet"
 SPLITS = {"splits": "test = 0.2"}
-
-
-@pytest.fixture
-def hub(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    """The stand-in with a token, over LFS, whose clients do not wait between their attempts."""
-    monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    return loopback_hub
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 REPO = "someone/model"
 BRANCHES = ["dpo-v0-adapter", "dpo-v0", "adapter", "main"]
 TOKENIZER = {"tokenizer.json": "{}", "chat_template.jinja": "{{ messages }}"}
-
-
-@pytest.fixture
-def hub(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    """The stand-in with a token, over LFS, whose clients do not wait between their attempts."""
-    monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    return loopback_hub
 
 
 def put(folder: Path, files: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from prefmix.cli import evals
-from prefmix.cli.extras import quiet_imports
+from prefmix.cli.extras import needing, quiet_imports
 from prefmix.cli.options import json_option, override_option, store_option
 from prefmix.cli.progress import run_beside
 from prefmix.cli.recipes import read_recipe
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 _TRACKERS = ("wandb", "trackio", "tensorboard")
-_INSTALL = 'pip install "prefmix[train]"'
 
 
 @click.command("train")
@@ -231,14 +230,9 @@ def _abandoned(asked: _Asked, watch: Watch) -> str:
 
 def _in_its_rank(work: Callable[[], Result]) -> Result:
     """The result of `work()`. Of several processes the first one tells what all of them find wrong; the others say who
-    they are. Raises TrainError where a package of the extra is missing."""
+    they are. Raises ModelError where a package of the extra is missing."""
     try:
-        return work()
-    except ModuleNotFoundError as error:
-        package = (error.name or "prefmix").partition(".")[0]
-        if package == "prefmix":
-            raise
-        raise TrainError(f"prefmix train needs {package}, which is not installed. Install it: {_INSTALL}") from error
+        return needing("train", "train", work)
     except RuntimeError as error:
         if "WORLD_SIZE" in os.environ and "closed by peer" in str(error):  # gloo's words, where another one has failed
             raise TrainError(f"process {_rank()}: another process of this run has ended.") from error
