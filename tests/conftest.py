@@ -79,7 +79,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    """The stand-in with a token, over LFS (what runs over Xet is a process of its own), whose clients do not wait between their attempts."""
+    """The stand-in with a token, over LFS, whose clients do not wait between their attempts."""
     monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)

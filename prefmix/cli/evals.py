@@ -235,8 +235,8 @@ def with_extra(work: Callable[[], Result]) -> Result:
 
 
 class Watch:
-    """What is known of an evaluation while it goes on; it has the methods of `prefmix.model.evaluation.evaluating.Watcher`. `shown` says
-    whether notes are written to stderr."""
+    """What is known of an evaluation while it goes on; it has the methods of `Watcher` in evaluating.py. `shown` says whether
+    notes are written to stderr."""
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown

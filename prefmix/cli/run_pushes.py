@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def push_stages(run: Path, repo: str, *, store: str | None, quiet: bool, as_json: bool, **options: Any) -> None:
-    """Pushes a run and reports it; stages that are not merged are merged first. `options` are those of `prefmix.publish.push_run`."""
+    """Pushes a run and reports it; stages that are not merged are merged first. `options` are those of `push_run`."""
     started = time.monotonic()
     shown = not (quiet or as_json)
     if not options["adapters_only"] and not options["dry_run"]:

@@ -111,17 +111,15 @@ def _home(base: str, adapter: Path) -> Path:
     return next((place for place in [Path(), *adapter.resolve().parents] if (place / base).is_dir()), Path())
 
 
-def load_model(
-    found: Found, *, quantization: Quantization | None = None, dtype: DType | None = None
-) -> tuple[Any, PreTrainedTokenizerFast]:
-    """The model in eval mode on this machine's device, and its tokenizer; as it was trained, unless something else is asked.
+def load_model(found: Found) -> tuple[Any, PreTrainedTokenizerFast]:
+    """The model as it was trained, in eval mode on this machine's device, and its tokenizer.
 
     Raises ModelError for weights that cannot be loaded and for an adapter of another base.
     """
     tokenizer = load_tokenizer(found)
-    how: tuple[Quantization, DType] = (quantization or found.quantization, dtype or found.dtype)
     try:
-        model: Any = load_base(found.weights, *how, len(tokenizer) if found.adapter else None)
+        vocabulary = len(tokenizer) if found.adapter else None
+        model: Any = load_base(found.weights, found.quantization, found.dtype, vocabulary)
         if found.adapter:
             model = get_peft_model(model, PeftConfig.from_pretrained(str(found.adapter)))
             load_adapter(model, found.adapter)

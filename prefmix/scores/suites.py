@@ -58,8 +58,3 @@ def expand(names: Sequence[str]) -> list[Suite]:
     """The suites that some names mean, each once and in their order; a task by itself is a suite of one."""
     listed = [each for name in names for each in (_OF_THE_CARD if name == REFERENCE else (name,))]
     return [SUITES.get(name) or _suite(name, name, (name,)) for name in dict.fromkeys(listed)]
-
-
-def unknown(names: Sequence[str]) -> list[str]:
-    """The names that only the harness can know."""
-    return [name for name in names if name not in KNOWN]

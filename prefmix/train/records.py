@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from prefmix.errors import TrainError
 from prefmix.mixture import write_durably
+from prefmix.stages import read_record
 
 #: Settings that change speed, memory or what is looked at, never the weights: a run may be resumed with others.
 FREE = frozenset(
@@ -99,12 +99,7 @@ def sha256_of(folder: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file; None when there is no file. Raises TrainError for one that cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise TrainError(f"{path} cannot be read ({error}). Run its stage again with --force.") from error
+    return read_record(path) if path.exists() else None
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
