@@ -8,11 +8,12 @@ A prompt is what `schema.prompt_text` says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
-from prefmix.ledger import ALIVE, Drop, mark
+from prefmix.ledger import ALIVE, NONE_DECIDED, decided, decisions
 from prefmix.minhash import near_duplicates
 from prefmix.recipe import Dedupe, Near
 from prefmix.schema import KINDS, PARTS, Kind, answers, contents, prompt_text
@@ -22,61 +23,104 @@ RANK = ("source", "margin", "id", "chosen_score", "rejected_score", "source_row"
 _RANK_DESCENDING = [False, True, False, False, False, False]
 
 
-def exact(rows: dict[Kind, pl.DataFrame], settings: Dedupe) -> dict[Kind, pl.DataFrame]:
+def exact(rows: Mapping[Kind, pl.DataFrame], settings: Dedupe) -> dict[Kind, pl.DataFrame]:
     """Marks the rows that repeat another one, with the survivor in `kept_id`."""
-    rows = {kind: frame.with_row_index("_index") for kind, frame in rows.items()}
-    lazy = [_keys(frame.filter(ALIVE), kind) for kind, frame in rows.items()]
-    keys = dict(zip(rows, pl.collect_all(lazy), strict=True))
+    lazy = [keys(frame.lazy().with_row_index("_index").filter(ALIVE), kind) for kind, frame in rows.items()]
+    drops = exact_drops(dict(zip(rows, pl.collect_all(lazy), strict=True)), settings)
+    return {kind: decided(frame, drops[kind]) for kind, frame in rows.items()}
+
+
+def exact_drops(keys: Mapping[Kind, pl.DataFrame], settings: Dedupe) -> dict[Kind, pl.DataFrame]:
+    """The rows that repeat another one (see `ledger.DECISION`), of rows as their `keys`.
+
+    Whoever repeats a row has its prompt: rows may be given in parts, as long as all of one prompt are in one of them.
+    """
+    left = {kind: frame.sort(RANK, descending=_RANK_DESCENDING, nulls_last=True) for kind, frame in keys.items()}
+    found: dict[Kind, list[pl.DataFrame]] = {kind: [NONE_DECIDED] for kind in keys}
+
+    def beyond(group: Sequence[str], most: int, reason: str) -> None:
+        """Keeps the first `most` rows of every group; the others name the first one."""
+        for kind, frame in left.items():
+            crowded = frame.filter(pl.len().over(group) > most)
+            ranked = crowded.with_columns(
+                place=pl.int_range(pl.len()).over(group),
+                kept=pl.col("id").first().over(group),
+                copies=pl.len().over(group),
+            )
+            drop(kind, ranked.filter(pl.col("place") >= most), reason)
+
+    def across(group: Sequence[str], reason: str) -> None:
+        """Drops the sft rows whose prompt and answer are those of a kept pair (of its chosen side)."""
+        if settings.across and len(left) == 2:
+            kept = left["preference"].unique(group, keep="first", maintain_order=True)
+            drop("sft", left["sft"].join(kept.select(*group, kept="id", copies=pl.lit(2)), on=group), reason)
+
+    def drop(kind: Kind, dropped: pl.DataFrame, reason: str) -> None:
+        left[kind] = left[kind].join(dropped, on="_index", how="anti", maintain_order="left")
+        found[kind].append(decisions(dropped, reason, pl.struct("copies"), pl.col("kept")))
+
     if settings.exact != "off":
-        for kind in rows:
-            keys[kind], rows[kind] = _drop_beyond(keys[kind], rows[kind], _PAIR, 1, "dedupe/pair")
-        if settings.across and len(rows) == 2:
-            keys["sft"], rows["sft"] = _across(keys["preference"], keys["sft"], rows["sft"])
+        beyond(_PAIR, 1, "dedupe/pair")
+        across(_CHOSEN, "dedupe/pair")
     if settings.exact == "prompt":
-        for kind in rows:
-            keys[kind], rows[kind] = _drop_beyond(keys[kind], rows[kind], _PROMPT, 1, "dedupe/prompt")
-        if settings.across and len(rows) == 2:
-            keys["sft"], rows["sft"] = _across(keys["preference"], keys["sft"], rows["sft"], _PROMPT, "dedupe/prompt")
+        beyond(_PROMPT, 1, "dedupe/prompt")
+        across(_PROMPT, "dedupe/prompt")
     if settings.prompt_cap is not None:
-        for kind in rows:
-            _, rows[kind] = _drop_beyond(keys[kind], rows[kind], _PROMPT, settings.prompt_cap, "dedupe/prompt_cap")
-    return {kind: frame.drop("_index") for kind, frame in rows.items()}
+        beyond(_PROMPT, settings.prompt_cap, "dedupe/prompt_cap")
+    return {kind: pl.concat(drops) for kind, drops in found.items()}
 
 
-def near(rows: dict[Kind, pl.DataFrame], settings: Near, across: bool) -> dict[Kind, pl.DataFrame]:
+def near(rows: Mapping[Kind, pl.DataFrame], settings: Near, across: bool) -> dict[Kind, pl.DataFrame]:
     """Marks the rows whose text nearly repeats that of a row of higher rank which stays; pairs rank above sft rows.
 
     The evidence is the Jaccard similarity with the survivor (`kept_id`) and the cluster: the id of the best row of all
     those that near pairs of a dropped row and a kept one above it connect.
     """
-    rows = {kind: rows[kind].with_row_index("_index") for kind in KINDS if kind in rows}
-    for kinds in [list(rows)] if across else [[kind] for kind in rows]:
-        ranked = pl.collect_all([_ranked(rows[kind].filter(ALIVE), kind) for kind in kinds])
-        texts = [
-            rows[kind][part["_index"]].select(text=_compared(settings.on, kind))
-            for kind, part in zip(kinds, ranked, strict=True)
-        ]
-        found = near_duplicates(
-            pl.concat(texts)["text"],
-            settings.threshold,
-            settings.shingle,
-            settings.shingle_unit,
-            settings.permutations,
-            settings.recall,
+    drops = near_drops({kind: rows[kind].with_row_index("_index").filter(ALIVE) for kind in rows}, settings, across)
+    return {kind: decided(frame, drops[kind]) for kind, frame in rows.items()}
+
+
+def near_drops(alive: Mapping[Kind, pl.DataFrame], settings: Near, across: bool) -> dict[Kind, pl.DataFrame]:
+    """The rows that are near another one (see `ledger.DECISION`), of living rows with their `_index`.
+
+    They may be given in parts, as long as all that buckets connect (see `minhash`) are in one of them.
+    """
+    found: dict[Kind, pl.DataFrame] = {}
+    present = [kind for kind in KINDS if kind in alive]
+    for kinds in [present] if across else [[kind] for kind in present]:
+        ranked = {
+            kind: pl.concat([alive[kind].select("_index", text=compared(settings.on, kind)),
+                             ranks(alive[kind].lazy(), kind).collect()], how="horizontal")
+            .sort(RANK, descending=_RANK_DESCENDING, nulls_last=True)
+            .select("_index", "id", "text", kind=pl.lit(kind))
+            for kind in kinds
+        }  # fmt: skip
+        order = pl.concat(ranked.values())
+        duplicates = near_duplicates(order["text"], **minhash_settings(settings))
+        dropped = order[duplicates["row"]].with_columns(
+            duplicates["jaccard"],
+            kept=order["id"].gather(duplicates["kept"]),
+            cluster=order["id"].gather(duplicates["cluster"]),
         )
-        order = pl.concat(
-            part.select("_index", "id", kind=pl.lit(kind)) for kind, part in zip(kinds, ranked, strict=True)
-        )
-        dropped = order[found["row"]].with_columns(
-            found["jaccard"], kept=order["id"].gather(found["kept"]), cluster=order["id"].gather(found["cluster"])
-        )
+        evidence = pl.struct("jaccard", "cluster")
         for kind in kinds:
-            own = dropped.filter(pl.col("kind") == kind).select("_index", "kept", "jaccard", "cluster")
-            rows[kind] = _mark(rows[kind], own, "dedupe/near")
-    return {kind: frame.drop("_index") for kind, frame in rows.items()}
+            own = dropped.filter(pl.col("kind") == kind)
+            found[kind] = decisions(own, "dedupe/near", evidence, pl.col("kept"))
+    return found
 
 
-def _compared(on: str, kind: Kind) -> pl.Expr:
+def minhash_settings(settings: Near) -> dict[str, Any]:
+    """The arguments that the functions of `minhash` take."""
+    return {
+        "threshold": settings.threshold,
+        "shingle": settings.shingle,
+        "unit": settings.shingle_unit,
+        "permutations": settings.permutations,
+        "recall": settings.recall,
+    }
+
+
+def compared(on: str, kind: Kind) -> pl.Expr:
     """string: the text of a row by which near-duplicates are found; `messages` is all of it."""
     if on == "messages":
         return pl.concat_str([contents(part).list.join("\n") for part in PARTS[kind]], separator="\n")
@@ -85,27 +129,23 @@ def _compared(on: str, kind: Kind) -> pl.Expr:
 
 
 # Two texts are taken as equal when two 64-bit hashes with different seeds agree (2**-128 a pair). The hashes live and
-# die with the process: nothing that is written depends on their values.
+# die with a build by one version of Polars: nothing that is written depends on their values.
 _PROMPT = ("prompt_a", "prompt_b")
 _CHOSEN = ("chosen_a", "chosen_b")
 _PAIR = ("pair_a", "pair_b")
 
 
-def _ranked(rows: pl.DataFrame, kind: Kind, **columns: pl.Expr) -> pl.LazyFrame:
-    """`_index`, the columns of `RANK` and those asked for, in the order of rank."""
+def ranks(rows: pl.LazyFrame, kind: Kind) -> pl.LazyFrame:
+    """The columns of `RANK` of some rows."""
     none = pl.lit(None, pl.Float64)
     scores = [pl.col(name) if kind == "preference" else none.alias(name) for name in ("chosen_score", "rejected_score")]
-    return (
-        rows.lazy()
-        .select("_index", "id", "source", "source_row", *scores, **columns)
-        .with_columns(margin=pl.col("chosen_score") - pl.col("rejected_score"))
-        .select("_index", *RANK, *columns)
-        .sort(RANK, descending=_RANK_DESCENDING, nulls_last=True)
-    )
+    margin = pl.col("chosen_score") - pl.col("rejected_score")
+    return rows.select("id", "source", "source_row", *scores).with_columns(margin=margin).select(RANK)
 
 
-def _keys(rows: pl.DataFrame, kind: Kind) -> pl.LazyFrame:
-    """Rows as hashes, in the order of their rank."""
+def keys(rows: pl.LazyFrame, kind: Kind) -> pl.LazyFrame:
+    """Rows as hashes of their texts: `_index`, the columns of `RANK`, two numbers each for the prompt, the prompt with the
+    chosen answer, and all of the row. A row's keys are its own: they do not depend on other rows."""
     if kind == "preference":
         best, other = contents("chosen"), contents("rejected")
     else:
@@ -115,49 +155,10 @@ def _keys(rows: pl.DataFrame, kind: Kind) -> pl.LazyFrame:
         for seed, suffix in enumerate("ab", 1)
         for name, text in {"prompt": prompt_text(kind), "best": best, "other": other}.items()
     }
-    return (
-        _ranked(rows, kind, **hashes)
-        .with_columns(
-            pl.struct(f"{name}_{suffix}" for name in names).hash(seed).alias(f"{key}_{suffix}")
-            for seed, suffix in enumerate("ab", 1)
-            for key, names in {"chosen": ("prompt", "best"), "pair": ("prompt", "best", "other")}.items()
-        )
-        .select("_index", *RANK, *_PROMPT, *_CHOSEN, *_PAIR)
-    )
-
-
-def _drop_beyond(
-    keys: pl.DataFrame, rows: pl.DataFrame, group: Sequence[str], most: int, reason: str
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Keeps the first `most` rows of every group; the others name the first one."""
-    crowded = keys.filter(pl.len().over(group) > most)
-    ranked = crowded.with_columns(
-        place=pl.int_range(pl.len()).over(group), kept=pl.col("id").first().over(group), copies=pl.len().over(group)
-    )
-    dropped = ranked.filter(pl.col("place") >= most).select("_index", "kept", "copies")
-    alive = keys.join(dropped, on="_index", how="anti", maintain_order="left")
-    return alive, _mark(rows, dropped, reason)
-
-
-def _across(
-    preference: pl.DataFrame,
-    sft: pl.DataFrame,
-    rows: pl.DataFrame,
-    group: Sequence[str] = _CHOSEN,
-    reason: str = "dedupe/pair",
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Drops the sft rows whose prompt and answer are those of a kept pair (of its chosen side)."""
-    kept = preference.unique(group, keep="first", maintain_order=True).select(*group, kept="id", copies=pl.lit(2))
-    dropped = sft.join(kept, on=group).select("_index", "kept", "copies")
-    return sft.join(dropped, on="_index", how="anti", maintain_order="left"), _mark(rows, dropped, reason)
-
-
-def _mark(rows: pl.DataFrame, dropped: pl.DataFrame, reason: str) -> pl.DataFrame:
-    """Drops the rows of `dropped`: `_index`, the `kept` row, and the evidence."""
-    if dropped.is_empty():
-        return rows
-    joined = rows.join(dropped, on="_index", how="left", maintain_order="left")
-    evidence = pl.struct(dropped.columns[2:])
-    return mark(joined, [Drop(reason, pl.col("kept").is_not_null(), evidence, pl.col("kept"))]).drop(
-        dropped.columns[1:]
-    )
+    joint = [
+        pl.struct(f"{name}_{suffix}" for name in names).hash(seed).alias(f"{key}_{suffix}")
+        for seed, suffix in enumerate("ab", 1)
+        for key, names in {"chosen": ("prompt", "best"), "pair": ("prompt", "best", "other")}.items()
+    ]
+    hashed = rows.select("_index", **hashes).with_columns(joint).select("_index", *_PROMPT, *_CHOSEN, *_PAIR)
+    return pl.concat([hashed, ranks(rows, kind)], how="horizontal")

@@ -65,6 +65,25 @@ def mark(rows: pl.DataFrame, drops: Sequence[Drop]) -> pl.DataFrame:
     return rows.with_columns(marks.values())
 
 
+#: What became of some rows: `_index` is their place in the frame that they were taken from.
+DECISION = {"_index": pl.UInt32, **MARKS}
+NONE_DECIDED = pl.DataFrame(schema=DECISION)
+
+
+def decisions(dropped: pl.DataFrame, reason: str, detail: pl.Expr, kept_id: pl.Expr | None = None) -> pl.DataFrame:
+    """Rows (with `_index`) that are dropped for one reason, as `DECISION` has them; `detail` is a struct."""
+    kept = pl.lit(None, pl.String) if kept_id is None else kept_id
+    marks = {"reason": pl.lit(reason), "detail": detail.struct.json_encode(), "kept_id": kept}
+    return dropped.select(pl.col("_index").cast(pl.UInt32), **marks) if dropped.height else NONE_DECIDED
+
+
+def decided(rows: pl.DataFrame, drops: pl.DataFrame) -> pl.DataFrame:
+    """Marks the rows at the places that `drops` (see `DECISION`) names. They are alive."""
+    if drops.is_empty():
+        return rows
+    return rows.with_columns(rows[name].scatter(drops["_index"], drops[name]) for name in MARKS)
+
+
 def ledger(rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
     """One ledger row for every dropped row, in the order of `LEDGER`."""
     stage = pl.col("reason").str.split("/").list.first()

@@ -5,8 +5,9 @@
 3. Texts that share a bucket are compared: first by signature, then by the hashes of their shingles, under a random key.
 
 A text is dropped for one that stays, never for one that was dropped itself, and the order of the texts alone says which
-one stays. The work is linear in the number of texts: of one bucket a text meets at most `MOST_MET` that stay
-(more in small buckets).
+one stays. The work is linear in the number of texts: of a bucket only the first `MOST_MET` texts (more in small
+buckets) are met by those behind them. So what becomes of a text depends on nothing but the texts that buckets connect it
+with, and the connected ones may be decided anywhere, in parts (`scale` does that).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import polars as pl
 
 from prefmix.shingles import Unit, changes, distinct, plain, ranges, shingles, slices
 
-#: Of one bucket (it has one in every band) a text is compared with at most this many texts that stay, or as many as make
-#: `MOST_PAIRS` comparisons in the bucket if that is more: all of them, in a bucket of five hundred texts.
+#: Of one bucket (it has one in every band) a text is compared with those of the first so many texts that stay, or of as
+#: many as make `MOST_PAIRS` comparisons in the bucket if that is more: all of them, in a bucket of five hundred texts.
 MOST_MET = 64
 MOST_PAIRS = 1 << 18
 _BLOCK_TEXTS = 4096  # texts that are decided together
@@ -104,6 +105,49 @@ def bands_for(threshold: float, permutations: int, recall: float) -> tuple[int, 
     return permutations, 1
 
 
+def band_keys(
+    texts: pl.Series, threshold: float, shingle: int, unit: Unit, permutations: int, recall: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(places, keys): which texts have a shingle, and their key in each band, uint64 of shape (bands, texts with one).
+
+    Two texts share a bucket where their keys are equal. They are the same on every machine.
+    """
+    bands, rows = bands_for(threshold, permutations, recall)
+    places, signed = _signed(plain(texts) if unit == "word" else texts, shingle, unit, permutations)
+    return places, _keys(signed, bands, rows)
+
+
+def _signed(texts: pl.Series, shingle: int, unit: Unit, permutations: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the texts that have a shingle, and their signatures; texts of words are plain."""
+    hashes, offsets = shingles(texts, shingle, unit, is_plain=True)
+    some = np.flatnonzero(np.diff(offsets))
+    high = (hashes >> np.uint64(32)).astype(np.uint32)
+    # Texts without a shingle take no room in `hashes`, so the others' offsets need no change.
+    return some, signatures(high, np.append(offsets[some], len(high)), permutations)
+
+
+def _keys(signed: np.ndarray, bands: int, rows: int) -> np.ndarray:
+    """uint64, (bands, texts): a hash of the rows of each band of each signature."""
+    keys = np.zeros((bands, len(signed)), np.uint64)
+    for at in range(0, len(signed), _BLOCK_TEXTS):
+        block = np.ascontiguousarray(signed[at : at + _BLOCK_TEXTS].T)
+        for row in range(bands * rows):
+            key = keys[row // rows, at : at + _BLOCK_TEXTS]
+            key ^= block[row]
+            key *= np.uint64(0x9FB21C651E98DF25)
+            key ^= key >> np.uint64(32)
+    return keys
+
+
+def buckets_of(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(places, starts) of the buckets of one band that hold two texts or more: the places of their texts in `keys`, bucket
+    by bucket and ascending, and where in them each bucket starts."""
+    order = np.argsort(keys, kind="stable")
+    new = changes(keys[order])
+    shared = ~(new & np.append(new[1:], True)[: len(new)])
+    return order[shared], np.flatnonzero(new[shared])
+
+
 class Index:
     """The signatures of texts and the buckets that they share."""
 
@@ -117,53 +161,42 @@ class Index:
         self.key = secrets.randbits(64)
         #: Pairs of texts compared by signature, and those of them compared by their shingles.
         self.compared = self.verified = 0
-        self.signatures = np.zeros((len(texts), permutations), np.uint32)
-        bands, rows = bands_for(threshold, permutations, recall)
-        signed = [np.zeros(0, np.int64)]
+        #: Of each signature the low byte: two that differ in it differ, and of those that agree one in 256 by chance.
+        self.signatures = np.zeros((len(texts), permutations), np.uint8)
+        self._bands = bands_for(threshold, permutations, recall)
         with ThreadPoolExecutor(pl.thread_pool_size()) as pool:
             if unit == "word":  # texts in ASCII, which most are, are shared with the caller's
                 self.texts = pl.concat([texts.head(0), *pool.map(plain, slices(texts))])
-            signed += pool.map(self._sign, *_starts(slices(self.texts)))
-        self._share(np.concatenate(signed), bands, rows)
+            signed = list(pool.map(self._sign, *_starts(slices(self.texts))))
+        empty = np.zeros(0, np.int64), np.zeros((self._bands[0], 0), np.uint64)
+        places, keys = zip(empty, *signed, strict=True)
+        self._share(np.concatenate(places), np.concatenate(keys, axis=1))
 
-    def _sign(self, start: int, texts: pl.Series) -> np.ndarray:
-        """Signs a slice of the texts; gives the places of those that have a shingle."""
-        hashes, offsets = shingles(texts, self.shingle, self.unit, is_plain=True)
-        some = np.flatnonzero(np.diff(offsets))
-        high = (hashes >> np.uint64(32)).astype(np.uint32)
-        # Texts without a shingle take no room in `hashes`, so the others' offsets need no change.
-        signed = signatures(high, np.append(offsets[some], len(high)), self.signatures.shape[1])
-        self.signatures[start + some] = signed
-        return start + some
+    def _sign(self, start: int, texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+        """Signs a slice of the texts; gives the places of those that have a shingle, and their keys."""
+        some, signed = _signed(texts, self.shingle, self.unit, self.signatures.shape[1])
+        self.signatures[start + some] = signed.astype(np.uint8)
+        return start + some, _keys(signed, *self._bands)
 
-    def _share(self, signed: np.ndarray, bands: int, rows: int) -> None:
+    def _share(self, signed: np.ndarray, keys: np.ndarray) -> None:
         """Fills in which text is in which bucket, for the buckets of two texts or more."""
-        bits = max(len(self.texts) - 1, 1).bit_length()  # a key in the high bits of a number, a text in its low bits
-        low = np.uint64((1 << bits) - 1)
-        keys = np.zeros((bands, len(signed)), np.uint64)
-        for at in range(0, len(signed), _BLOCK_TEXTS):
-            block = np.ascontiguousarray(self.signatures[signed[at : at + _BLOCK_TEXTS]].T)
-            for row in range(bands * rows):
-                key = keys[row // rows, at : at + _BLOCK_TEXTS]
-                key ^= block[row]
-                key *= np.uint64(0x9FB21C651E98DF25)
-                key ^= key >> np.uint64(32)
         texts, buckets, number = [], [], 0
-        for key in keys:
-            packed = np.sort((key & ~low) | signed.astype(np.uint64))
-            new = np.append(True, np.diff(packed & ~low) != 0)[: len(packed)]
-            shared = ~(new & np.append(new[1:], True)[: len(packed)])
-            first = shared & new
-            texts.append((packed[shared] & low).astype(np.int64))
-            buckets.append(np.cumsum(first)[shared] - 1 + number)
-            number += int(first.sum())
+        for band in keys:
+            places, starts = buckets_of(band)
+            sizes = np.diff(np.append(starts, len(places)))
+            texts.append(signed[places])
+            buckets.append(np.repeat(np.arange(len(sizes)) + number, sizes))
+            number += len(sizes)
         text, bucket = np.concatenate(texts), np.concatenate(buckets)
+        self.buckets = number
+        hub = _number_in_run(bucket) < np.maximum(MOST_MET, MOST_PAIRS // np.bincount(bucket, minlength=number))[bucket]
         order = np.argsort(text, kind="stable")
         #: Texts that share a bucket, in order, and the buckets of the text number `i` of them: `[first[i]:first[i + 1]]`.
         self.sharing, first = np.unique(text[order], return_index=True)
         self.first = np.append(first, len(text))
         self.bucket = bucket[order]
-        self.buckets = number
+        #: bool, for each of these buckets: whether the text is among its first, which the others are compared with.
+        self.hub = hub[order]
 
     def _near(self, others: np.ndarray, texts: np.ndarray) -> pl.DataFrame:
         """The pairs (of numbers in `sharing`) that reach the threshold: `other, text, jaccard`."""
@@ -267,7 +300,7 @@ class Index:
     def clusters(self) -> np.ndarray:
         """As `near_clusters`."""
         clusters = np.arange(len(self.sharing))
-        text, bucket = self.memberships(clusters)
+        text, bucket, _ = self.memberships(clusters)
         most_met = self.most_met()
         for apart in itertools.count(1):
             if apart.bit_count() == 1:  # now and then the buckets that are done are left behind
@@ -291,58 +324,59 @@ class Index:
         """int64, for each bucket: how many others a text is compared with."""
         return np.maximum(MOST_MET, MOST_PAIRS // np.bincount(self.bucket, minlength=self.buckets))
 
-    def memberships(self, sharing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(text, bucket) of each membership of some of the `sharing` texts (by number, ascending), by bucket, then text."""
+    def memberships(self, sharing: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(text, bucket, hub) of each membership of some of the `sharing` texts (by number, ascending), by bucket, then
+        text."""
         sizes = self.first[sharing + 1] - self.first[sharing]
-        bucket = self.bucket[ranges(self.first[sharing], sizes)]
-        order = np.argsort(bucket, kind="stable")
-        return np.repeat(sharing, sizes)[order], bucket[order]
+        of_texts = ranges(self.first[sharing], sizes)
+        order = np.argsort(self.bucket[of_texts], kind="stable")
+        there = of_texts[order]
+        return np.repeat(sharing, sizes)[order], self.bucket[there], self.hub[there]
 
 
 class _Kept:
-    """The first kept texts of every bucket."""
+    """The kept texts among the first ones of every bucket."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        self.room = np.minimum(np.bincount(index.bucket, minlength=index.buckets), index.most_met())
-        self.start = np.concatenate([[0], np.cumsum(self.room)])
+        self.start = np.concatenate([[0], np.cumsum(np.bincount(index.bucket[index.hub], minlength=index.buckets))])
         self.filled = np.zeros(index.buckets, np.int64)
         self.texts = np.zeros(self.start[-1], np.int64)
 
     def add(self, texts: np.ndarray) -> None:
-        text, bucket = self.index.memberships(texts)
-        place = self.filled[bucket] + _number_in_run(bucket)
-        fits = place < self.room[bucket]
-        self.texts[(self.start[bucket] + place)[fits]] = text[fits]
-        np.add.at(self.filled, bucket[fits], 1)
+        text, bucket, hub = self.index.memberships(texts)
+        text, bucket = text[hub], bucket[hub]
+        self.texts[self.start[bucket] + self.filled[bucket] + _number_in_run(bucket)] = text
+        np.add.at(self.filled, bucket, 1)
 
     def pairs(self, texts: np.ndarray, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Each text with the kept ones of its buckets that are earlier, but not before `first`: (kept, text)."""
-        text, bucket = self.index.memberships(texts)
+        text, bucket, _ = self.index.memberships(texts)
         sizes = self.filled[bucket]
         kept, text = self.texts[ranges(self.start[bucket], sizes)], np.repeat(text, sizes)
         wanted = (kept >= first) & (kept < text)
         return _unique(kept[wanted], text[wanted])
 
     def inner_pairs(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each text with the earlier ones of these texts in its buckets, as far as these have room."""
-        text, bucket = self._with_room(texts)
-        earlier = _number_in_run(bucket)
-        first = np.arange(len(text)) - earlier
+        """Each text with those of these texts that are earlier and among the first ones of its buckets."""
+        text, first, earlier = self._earlier(texts)
         return _unique(text[ranges(first, earlier)], np.repeat(text, earlier))
 
     def fitting(self, texts: np.ndarray) -> int:
         """How many of the texts, from the first one, have few enough inner pairs to be compared at once."""
-        text, bucket = self._with_room(texts)
-        pairs = np.bincount(np.searchsorted(texts, text), _number_in_run(bucket), len(texts)).cumsum()
+        text, _, earlier = self._earlier(texts)
+        pairs = np.bincount(np.searchsorted(texts, text), earlier, len(texts)).cumsum()
         number = np.arange(1, len(texts) + 1)
         over = np.flatnonzero(pairs > _PAIRS_A_TEXT * np.maximum(number, MOST_MET))
         return int(over[0]) if over.size else len(texts)
 
-    def _with_room(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        text, bucket = self.index.memberships(texts)
-        room = self.filled[bucket] < self.room[bucket]
-        return text[room], bucket[room]
+    def _earlier(self, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The memberships of the texts, bucket by bucket: the text, where its bucket starts, and how many of the bucket's
+        first ones are before it."""
+        text, bucket, hub = self.index.memberships(texts)
+        start = np.arange(len(text)) - _number_in_run(bucket)
+        hubs = np.concatenate([[0], np.cumsum(hub)])  # in a bucket they come first
+        return text, start, hubs[:-1] - hubs[start]
 
 
 def _starts(parts: Iterator[pl.Series]) -> tuple[list[int], list[pl.Series]]:

@@ -174,7 +174,7 @@ def test_a_bucket_is_shared_as_often_as_the_formula_says():
 
 def built_pairs(built: Index) -> tuple[np.ndarray, np.ndarray]:
     """The pairs of texts that share a bucket."""
-    text, bucket = built.memberships(np.arange(len(built.sharing)))
+    text, bucket, _ = built.memberships(np.arange(len(built.sharing)))
     same = np.flatnonzero(bucket[1:] == bucket[:-1])
     return built.sharing[text[same]], built.sharing[text[same + 1]]
 
