@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -23,60 +24,89 @@ def report(rows: pl.DataFrame, settings: Filter, kind: Kind) -> dict[str, dict[s
     `repeated_prompts` counts the rows whose prompt another row of the same source has; lengths are means in characters;
     `chosen_longer` is the share of pairs whose chosen answer is the longer one; score summaries are min, median, max.
     """
-    alive = rows.filter(ALIVE).lazy()
-    prompt = prompt_text(kind).hash()
-    reports = filters.rules(settings, kind, "report")
-    columns = [pl.col("source").cast(pl.String), prompt.alias("prompt"), "changes"]
-    columns += [rule.when.fill_null(False).alias(rule.reason) for rule in reports]
+    alive = rows.lazy().filter(ALIVE)
+    prompts = alive.select("source", prompt=prompt_text(kind).hash())
+    return entries([tally(pl.concat([prompts, facts(alive, settings, kind)], how="horizontal").collect())])
+
+
+def facts(rows: pl.LazyFrame, settings: Filter, kind: Kind) -> pl.LazyFrame:
+    """What is to be counted of each row, all numbers or booleans: `filter/...` (a rule that is set to "report" holds),
+    `strip`, `swap`, and of a pair the lengths of its answers, its scores and their margin."""
+    columns = {rule.reason: rule.when.fill_null(False) for rule in filters.rules(settings, kind, "report")}
+    for change in ("strip", "swap"):
+        columns[change] = pl.col("changes").list.eval(pl.element().struct.field("change") == change).list.any()
     if kind == "preference":
         chosen, rejected = (answer.str.len_chars() for answer in answers(kind))
-        columns += [chosen.alias("chosen_chars"), rejected.alias("rejected_chars"), "chosen_score", "rejected_score"]
+        columns |= {"chosen_chars": chosen, "rejected_chars": rejected}
+        columns |= {f"{side}_score": pl.col(f"{side}_score") for side in ("chosen", "rejected")}
+        columns["margin_score"] = pl.col("chosen_score") - pl.col("rejected_score")
+    return rows.select(**columns)
+
+
+def tally(facts: pl.DataFrame) -> pl.DataFrame:
+    """The facts of rows, with their `source` and `prompt` (a hash), counted: `source, what, value, rows`.
+
+    Tallies of parts add up to that of the whole (`entries` does it), as long as all rows of one prompt are in one part.
+    A `value` is null where `rows` is all there is to say; lengths are summed up in it.
+    """
     here, anywhere = pl.len().over("source", "prompt"), pl.len().over("prompt")
-    facts = alive.select(columns).with_columns(repeated=here > 1, elsewhere=anywhere > here)
-    aggregates = [pl.len().alias("rows"), pl.col("repeated").sum(), pl.col("elsewhere").sum()]
-    aggregates += [pl.col(rule.reason).sum() for rule in reports]
-    aggregates += [
-        pl.col("changes").list.eval(pl.element().struct.field("change") == change).list.any().sum().alias(change)
-        for change in ("strip", "swap")
-    ]
-    if kind == "preference":
-        margin = pl.col("chosen_score") - pl.col("rejected_score")
-        aggregates += [
-            (pl.col("chosen_chars") > pl.col("rejected_chars")).mean().alias("chosen_longer"),
-            pl.col("chosen_chars").mean(),
-            pl.col("rejected_chars").mean(),
-            margin.count().alias("scored"),
-            *(
-                getattr(score, statistic)().alias(f"{name}_{statistic}")
-                for name, score in (
-                    ("chosen", pl.col("chosen_score")),
-                    ("rejected", pl.col("rejected_score")),
-                    ("margin", margin),
-                )
-                for statistic in ("min", "median", "max")
-            ),
-        ]
-    found = facts.group_by("source").agg(aggregates).sort("source").collect()
-    return {row["source"]: _entry(row, [rule.reason for rule in reports], kind) for row in found.iter_rows(named=True)}
+    rows = facts.with_columns(repeated=here > 1, elsewhere=anywhere > here, rows=True).drop("prompt")
+    if "chosen_chars" in rows.columns:
+        rows = rows.with_columns(chosen_longer=pl.col("chosen_chars") > pl.col("rejected_chars"))
+    found = []
+    for name, dtype in rows.drop("source").schema.items():
+        what = {"what": pl.lit(name)}
+        column = pl.col(name)
+        by_source = rows.group_by(pl.col("source").cast(pl.String))
+        if dtype == pl.Boolean:
+            counted = by_source.agg(value=column.count().cast(pl.Float64), rows=column.sum().cast(pl.Int64))
+        elif name.endswith("_chars"):
+            counted = by_source.agg(value=column.sum().cast(pl.Float64), rows=column.count().cast(pl.Int64))
+        else:
+            values = rows.select(pl.col("source").cast(pl.String), value=column).drop_nulls()
+            counted = values.group_by("source", "value").agg(rows=pl.len().cast(pl.Int64))
+        found.append(counted.select("source", "value", "rows", **what))
+    return pl.concat(found)
 
 
-def _entry(row: dict[str, Any], reported: list[str], kind: Kind) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "rows": row["rows"],
-        "reported": {reason: row[reason] for reason in reported if row[reason]},
-        "changed": {change: row[change] for change in ("strip", "swap") if row[change]},
-        "repeated_prompts": row["repeated"],
-        "prompts_in_other_sources": row["elsewhere"],
+def entries(tallies: Sequence[pl.DataFrame]) -> dict[str, dict[str, Any]]:
+    """What `report` gives, of tallies of all rows of one kind."""
+    whole = pl.concat(tallies)
+    scores = pl.col("what").str.ends_with("_score")
+    sums = whole.filter(~scores).group_by("source", "what").agg(pl.col("value", "rows").sum()).sort("source")
+    values = whole.filter(scores).group_by("source", "what", "value").agg(pl.col("rows").sum()).sort("value")
+    return {
+        source: _entry({row[1]: row[2:] for row in own.rows()}, values.filter(pl.col("source") == source))
+        for (source,), own in sums.group_by("source", maintain_order=True)
     }
-    if kind == "preference":
-        entry["length_bias"] = {
-            "chosen_longer": round(row["chosen_longer"], 4),
-            "chosen_chars": round(row["chosen_chars"], 1),
-            "rejected_chars": round(row["rejected_chars"], 1),
+
+
+def _entry(counted: Mapping[str, tuple[float, int]], scores: pl.DataFrame) -> dict[str, Any]:
+    """`counted[what]`: of a fact how many rows have it at all, and for how many it holds; of lengths their sum, and rows."""
+    entry: dict[str, Any] = {
+        "rows": counted["rows"][1],
+        "reported": {rule: rows for rule, (_, rows) in sorted(counted.items()) if rule.startswith("filter/") and rows},
+        "changed": {change: counted[change][1] for change in ("strip", "swap") if counted[change][1]},
+        "repeated_prompts": counted["repeated"][1],
+        "prompts_in_other_sources": counted["elsewhere"][1],
+    }
+    if "chosen_longer" in counted:
+        pairs, longer = counted["chosen_longer"]
+        means = {name: counted[name] for name in ("chosen_chars", "rejected_chars")}
+        entry["length_bias"] = {"chosen_longer": round(longer / max(pairs, 1), 4)} | {
+            name: round(chars / max(rows, 1), 1) for name, (chars, rows) in means.items()
         }
-        if row["scored"]:
-            entry["scores"] = {"rows": row["scored"]} | {
-                name: {statistic: row[f"{name}_{statistic}"] for statistic in ("min", "median", "max")}
-                for name in ("chosen", "rejected", "margin")
+        margins = scores.filter(what="margin_score")["rows"].sum()
+        if margins:
+            entry["scores"] = {"rows": margins} | {
+                side: _summary(scores.filter(what=f"{side}_score")) for side in ("chosen", "rejected", "margin")
             }
     return entry
+
+
+def _summary(counted: pl.DataFrame) -> dict[str, float]:
+    """min, median and max of values, ascending, of which each stands for so many `rows`."""
+    last = counted["rows"].cum_sum()
+    rows = last[-1]
+    middle = [counted["value"][int(last.search_sorted(place + 1))] for place in ((rows - 1) // 2, rows // 2)]
+    return {"min": counted["value"][0], "median": sum(middle) / 2, "max": counted["value"][-1]}

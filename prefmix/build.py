@@ -145,7 +145,7 @@ def curate(
 def publish(curated: Curated, store: Store, progress: Progress = _silent) -> Mixture:
     """Writes the mixture into the store: as a whole, or not at all."""
     if not any(frame.height for frame in curated.kept.values()):
-        dropped = ", ".join(f"{r} {n:,}" for stage in curated.funnel() for r, n in stage["dropped"].items())
+        dropped = ", ".join(f"{r} {n:,}" for stage in curated.tally.funnel() for r, n in stage["dropped"].items())
         raise BuildError(f"No row is left to write. Dropped: {dropped or 'nothing; the sources have no rows'}.")
     try:
         with store.staging(curated.plan.recipe.name) as folder:
@@ -221,5 +221,5 @@ def _check(read: Mapping[Kind, pl.DataFrame], curated: Curated) -> None:
             for source, rows in frame.group_by(pl.col("source").cast(pl.String)).len().rows()
         }
 
-    dropped = {source: sum(reasons.values()) for source, reasons in curated.dropped().items()}
+    dropped = {source: sum(reasons.values()) for source, reasons in curated.tally.dropped.items()}
     check_conservation(by_source(read.values()), by_source(curated.kept.values()), dropped)

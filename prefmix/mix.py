@@ -15,14 +15,14 @@ import numpy as np
 import polars as pl
 
 from prefmix.errors import BuildError
-from prefmix.ledger import ALIVE, Drop, mark
+from prefmix.ledger import ALIVE, decided, decisions
 from prefmix.minhash import near_clusters
 from prefmix.recipe import Mix, Near, Source
 from prefmix.schema import Kind, prompt_text
 from prefmix.shingles import sequence_hashes, slices
 
 NOT_SAMPLED = "mix/not_sampled"
-_ORDER, _SAMPLE, _SPLIT = 0, 1, 2  # what a hash is for: the same row draws other numbers for other questions
+ORDER, SAMPLE, _SPLIT = 0, 1, 2  # what a hash is for: the same row draws other numbers for other questions
 
 
 def _mix64(values: np.ndarray) -> np.ndarray:
@@ -47,45 +47,67 @@ def _drawn(keys: np.ndarray, seed: int, purpose: int, copy: pl.Series | None = N
     return _mix64(state)
 
 
+def _tie_breakers(kind: Kind) -> list[str]:
+    """The columns by which rows of equal draws are ordered."""
+    return ["id", "source", *(["chosen_score", "rejected_score"] if kind == "preference" else [])]
+
+
 def sample(rows: pl.DataFrame, kind: Kind, sources: Mapping[str, Source], mix: Mix, seed: int) -> pl.DataFrame:
     """Applies `take`, `repeat` and the shares of one subset.
 
     Adds `copies`: how often a kept row goes into the mixture. Rows that are not taken are marked `mix/not_sampled`.
     Raises BuildError when the recipe asks for more rows than there are and does not allow repeating.
     """
-    scores = ["chosen_score", "rejected_score"] if kind == "preference" else []
-    alive = rows.with_row_index("_index").filter(ALIVE).select("_index", "id", "source", "source_row", *scores)
-    alive = (
-        alive.with_columns(draws(alive["id"], seed, _SAMPLE))
-        .sort("draw", "id", "source", *scores, "source_row", nulls_last=True)
-        .with_columns(place=pl.int_range(pl.len()).over("source"), rows=pl.len().over("source"))
+    alive = rows.with_row_index("_index").filter(ALIVE).select("_index", "source_row", *_tie_breakers(kind))
+    placed = places(alive.with_columns(draws(alive["id"], seed, SAMPLE)), kind)
+    counts = dict(placed.group_by(pl.col("source").cast(pl.String)).len().rows())
+    taken = copies(placed, quotas(kind, counts, sources, mix))
+    joined = rows.with_row_index("_index").join(
+        taken.select("_index", "copies"), on="_index", how="left", maintain_order="left"
     )
-    present = dict(alive.select("source", "rows").unique().rows())
-    available = {source: _taken(count, sources[source].take) for source, count in present.items()}
+    return decided(joined.drop("_index"), not_sampled(taken))
+
+
+def places(drawn: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """Adds `place`: the number, from 0, of a row among those of its source in the order in which they are taken."""
+    ordered = drawn.sort("draw", *_tie_breakers(kind), "source_row", nulls_last=True)
+    return ordered.with_columns(place=pl.int_range(pl.len()).over("source"))
+
+
+def quotas(kind: Kind, counts: Mapping[str, int], sources: Mapping[str, Source], mix: Mix) -> pl.DataFrame:
+    """For each source with living rows: `source`, its `rows`, how many of them are `available` after `take`, and how many
+    are `wanted` in the mixture (repeated ones counted). Raises BuildError as `sample` does."""
+    available = {source: _taken(count, sources[source].take) for source, count in counts.items()}
     wanted = {source: count * sources[source].repeat for source, count in available.items()}
     shares: Mapping[str, float] | None = getattr(mix, kind)
     total: int | None = getattr(mix, f"{kind}_rows")
     if shares is not None or (total is not None and wanted):
         wanted = _by_shares(kind, wanted, wanted if shares is None else shares, total, mix.allow_repeat)
-    counts = pl.DataFrame(
-        [(source, available[source], wanted[source]) for source in present],
-        schema={"source": pl.String, "available": pl.Int64, "wanted": pl.Int64},
+    return pl.DataFrame(
+        [(source, counts[source], available[source], wanted[source]) for source in counts],
+        schema={"source": pl.String, "rows": pl.Int64, "available": pl.Int64, "wanted": pl.Int64},
         orient="row",
     )
+
+
+def copies(placed: pl.DataFrame, quotas: pl.DataFrame) -> pl.DataFrame:
+    """How often each row goes into the mixture, by its place among those of its source: `_index, copies, rows, wanted`."""
     place, usable, goal = pl.col("place"), pl.col("available"), pl.col("wanted")
-    copies = (
-        alive.with_columns(pl.col("source").cast(pl.String))
-        .join(counts, on="source", maintain_order="left")
+    return (
+        placed.select("_index", pl.col("source").cast(pl.String), "place")
+        .join(quotas, on="source", maintain_order="left")
         .select(
             "_index",
             copies=pl.when(place < usable).then(goal // usable + (place < goal % usable)).otherwise(0).cast(pl.Int32),
             rows="rows",
-            goal="wanted",
+            wanted="wanted",
         )
     )
-    joined = rows.with_row_index("_index").join(copies, on="_index", how="left", maintain_order="left")
-    detail = pl.struct(rows=pl.col("rows"), wanted=pl.col("goal"))
-    return mark(joined, [Drop(NOT_SAMPLED, pl.col("copies") == 0, detail)]).drop("_index", "rows", "goal")
+
+
+def not_sampled(taken: pl.DataFrame) -> pl.DataFrame:
+    """The rows of `copies` that are not taken (see `ledger.DECISION`)."""
+    return decisions(taken.filter(pl.col("copies") == 0), NOT_SAMPLED, pl.struct("rows", "wanted"))
 
 
 def _taken(rows: int, take: int | float | None) -> int:
@@ -125,10 +147,16 @@ def _by_shares(
 def split(
     rows: pl.DataFrame, kind: Kind, splits: Mapping[str, float], seed: int, joined: Mapping[int, int]
 ) -> pl.DataFrame:
-    """The kept rows with `split`: a hash threshold on the cluster of the prompt, so that rows with the same prompt are
-    never on both sides, in either subset. `joined` gives clusters another name, as `near_prompts` does."""
+    """The kept rows with `split`, by the cluster of their prompt (see `splits_of`). `joined` gives clusters another name,
+    as `near_prompts` does."""
     kept = rows.filter(ALIVE)
     clusters = pl.Series(clusters_of(kept.select(prompt_text(kind)).to_series()))
+    return kept.with_columns(split=splits_of(clusters, splits, seed, joined))
+
+
+def splits_of(clusters: pl.Series, splits: Mapping[str, float], seed: int, joined: Mapping[int, int]) -> pl.Series:
+    """string: the split of each cluster of prompts, by a hash threshold: rows with the same prompt are never on both
+    sides, in either subset."""
     if joined:
         clusters = clusters.replace(joined)
     point = pl.Series("point", _drawn(clusters.to_numpy(), seed, _SPLIT)).cast(pl.Float64) / 2.0**64
@@ -136,14 +164,19 @@ def split(
     for split_name, fraction in reversed(list(splits.items())):
         name = pl.when(point < upper).then(pl.lit(split_name)).otherwise(name)
         upper -= fraction
-    return kept.with_columns(split=name)
+    return point.to_frame().select(split=name).to_series()
 
 
 def near_prompts(rows: Mapping[Kind, pl.DataFrame], near: Near) -> dict[int, int]:
     """`{cluster: the cluster that it belongs to}` for the clusters of prompts (see `clusters_of`) of kept rows, of all
     subsets together, that near pairs connect. The one with the least name gives the name."""
     prompts = pl.concat(frame.filter(ALIVE).select(prompt=prompt_text(kind)) for kind, frame in rows.items())
-    named = prompts.with_columns(name=clusters_of(prompts["prompt"]))
+    return join_prompts(prompts.with_columns(name=clusters_of(prompts["prompt"])), near)
+
+
+def join_prompts(named: pl.DataFrame, near: Near) -> dict[int, int]:
+    """As `near_prompts`, of prompts as `prompt` and `name` (their cluster). They may be given in parts, as long as all
+    that buckets connect (see `minhash`) are in one of them."""
     names = named.group_by("name").agg(pl.col("prompt").min()).sort("name")
     first = near_clusters(
         names["prompt"], near.threshold, near.shingle, near.shingle_unit, near.permutations, near.recall
@@ -164,10 +197,16 @@ def clusters_of(prompts: pl.Series) -> np.ndarray:
 
 
 def ordered(rows: pl.DataFrame, kind: Kind, seed: int) -> pl.DataFrame:
-    """Every copy of every row, in the order of the mixture: by hash of (seed, id, copy number)."""
-    scores = ["chosen_score", "rejected_score"] if kind == "preference" else []
-    copied = rows.select("id", "source", *scores, "copies").with_row_index("_index")
+    """Every copy of every row (`copies`), in the order of the mixture."""
+    copied = rows.select(*_tie_breakers(kind), "copies").with_row_index("_index")
     copied = copied.with_columns(copy=pl.int_ranges("copies")).explode("copy", empty_as_null=True)
-    copied = copied.with_columns(draws(copied["id"], seed, _ORDER, copied["copy"]))
-    order = copied.sort("draw", "id", "copy", "source", *scores, nulls_last=True)["_index"]
-    return rows[order]
+    return rows[copied["_index"].gather(order(copied, kind, seed))]
+
+
+def order(copied: pl.DataFrame, kind: Kind, seed: int) -> pl.Series:
+    """The places of copies of rows (`copy` is the number of the copy) in the order of the mixture: by a hash of (seed, id,
+    copy number)."""
+    drawn = copied.select(draws(copied["id"], seed, ORDER, copied["copy"]), "copy", *_tie_breakers(kind))
+    return drawn.with_row_index("_place").sort("draw", "id", "copy", *_tie_breakers(kind)[1:], nulls_last=True)[
+        "_place"
+    ]

@@ -173,7 +173,7 @@ def test_every_row_is_kept_or_in_the_ledger_with_a_reason(tmp_path_factory, rows
     alive = frame.filter(pl.col("reason").is_null())
     assert alive["source_row"].sort().to_list() == kept["source_row"].sort().to_list()
     assert kept.height <= take
-    funnel = curated.funnel()
+    funnel = curated.tally.funnel()
     assert [stage["in"] for stage in funnel[1:]] == [stage["out"] for stage in funnel[:-1]]
     assert funnel[0]["in"] - sum(sum(stage["dropped"].values()) for stage in funnel) == kept.height
 

@@ -321,7 +321,7 @@ def interrupted(arguments: Sequence[object], folder: Path) -> tuple[float, int, 
     return time.monotonic() - started, process.returncode, err
 
 
-@pytest.mark.parametrize("stage", ["prefmix.plan:unsupported", "prefmix.build:_read", "prefmix.manifest:_ledger"])
+@pytest.mark.parametrize("stage", ["prefmix.plan:unsupported", "prefmix.build:_read", "prefmix.manifest:ledger"])
 def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path, stage: str) -> None:
     seconds, code, err = interrupted([stage, "build", QUICKSTART], tmp_path)
     assert (code, err) == (130, "interrupted: nothing was written\n")

@@ -18,11 +18,11 @@ def preview(curated: Curated) -> dict[str, Any]:
     """What a manifest says of the rows, for a build that is not written: the same keys."""
     from prefmix.manifest import source_entries
 
-    sources = source_entries(curated)
+    sources = source_entries(curated.plan, curated.tally)
     return {
         "name": curated.plan.recipe.name,
         "recipe_digest": curated.plan.recipe_digest,
-        "funnel": curated.funnel(),
+        "funnel": curated.tally.funnel(),
         "sources": sources,
         "subsets": {kind: _split_sizes(curated, kind) for kind, frame in curated.kept.items() if frame.height},
         "audit": dict(curated.audit),
