@@ -13,12 +13,14 @@ import os
 import re
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from prefmix import records
 from prefmix.errors import SourceError
@@ -107,6 +109,11 @@ def knows_columns(path: Path) -> bool:
     return _file_type(path)[0] not in ("jsonl", "json")
 
 
+def knows_types(path: Path) -> bool:
+    """Whether `schema` gives the types of all columns of a file as they are read."""
+    return _file_type(path)[0] in ("parquet", "arrow")
+
+
 def schema(path: Path) -> dict[str, pl.DataType]:
     """The columns of a file. Of JSON: the keys of the first rows, each with the type that most values have. Of CSV: all
     `Unknown`, for text that may be a number.
@@ -165,6 +172,88 @@ def read(
         if rows.is_empty():
             raise SourceError(f"{path}: the file has no rows: remove it, or fetch it again")
         return rows
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a file that can be read by itself: rows of a Parquet or Arrow file, bytes of JSON lines (whose first line
+    has the number `line`); of other files all there is. `stop` is the end, not included; None is that of the file."""
+
+    start: int = 0
+    stop: int | None = None
+    line: int = 1
+
+
+def spans(path: Path, rows: int, size: int) -> list[Span]:
+    """The parts, in order, in which a file can be read: whole row groups of at least `rows` rows together, `size` bytes of
+    JSON lines.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    with _reading(path):
+        kind, compression = _file_type(path)
+        if kind == "jsonl" and not compression:
+            return _line_spans(path, size)
+        if kind == "parquet":
+            metadata = pq.read_metadata(path)
+            groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        elif kind == "arrow" and _is_arrow_file(path):
+            total = count_rows(path) or 0
+            groups = [min(rows, total - start) for start in range(0, total, rows)]
+        else:
+            return [Span()]
+        bounds = [0]
+        for end in accumulate(groups):
+            if end - bounds[-1] >= rows:
+                bounds.append(end)
+        bounds = [*bounds, sum(groups)] if bounds[-1] < sum(groups) else bounds
+        return [Span(start, stop) for start, stop in pairwise(bounds)]
+
+
+def batches(
+    path: Path, wanted: Mapping[str, pl.DataType], others: Collection[str], span: Span, rows: int
+) -> Iterator[pl.DataFrame]:
+    """What `read` gives, of a part of a file and in frames of about so many rows. A column of `others` may have another
+    type, or be missing, in another frame of a text file.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    with _reading(path):
+        kind, _ = _file_type(path)
+        if kind in ("parquet", "arrow"):
+            scan = _scan(path, kind)
+            names = [name for name in scan.collect_schema() if name in wanted or name in others]
+            part = scan.select(names).slice(span.start, None if span.stop is None else span.stop - span.start)
+            marks = [pl.lit(None, pl.String).alias(name) for name in (FAULT, RAW)]
+            for batch in part.collect_batches(chunk_size=rows, maintain_order=True):
+                yield batch.with_columns(marks)
+            return
+        if span.stop is None:
+            chunks = _chunks(path)
+        else:
+            with path.open("rb") as stream:
+                stream.seek(span.start)
+                data = pa.BufferReader(stream.read(span.stop - span.start))
+            chunks = records.json_lines(data, span.line)
+        for chunk in chunks:
+            if chunk.rows:
+                yield frame([chunk], wanted, others, numerals=kind == "csv")
+
+
+def _line_spans(path: Path, size: int) -> list[Span]:
+    """Parts of a file of at least `size` bytes that end with a line."""
+    found, start, line, at, lines = [], 0, 1, 0, 1
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            end = block.rfind(b"\n") + 1
+            if end and at + end - start >= size:
+                found.append(Span(start, at + end, line))
+                start, line = at + end, lines + block.count(b"\n")
+            lines += block.count(b"\n")
+            at += len(block)
+    return [*found, Span(start, at, line)] if at > start or not found else found
 
 
 def json_records(path: Path) -> Iterator[records.Chunk]:
@@ -300,12 +389,16 @@ def _file_type(path: Path) -> tuple[str, str | None]:
     return known
 
 
+def _is_arrow_file(path: Path) -> bool:
+    """Whether it is of Arrow's file format, and not of its stream format."""
+    with path.open("rb") as file:
+        return file.read(6) == b"ARROW1"
+
+
 def _scan(path: Path, kind: str) -> pl.LazyFrame:
     if kind == "parquet":
         return pl.scan_parquet(path, glob=False, hive_partitioning=False)
-    with path.open("rb") as file:
-        is_file = file.read(6) == b"ARROW1"
-    if is_file:
+    if _is_arrow_file(path):
         return pl.scan_ipc(path, glob=False, hive_partitioning=False)
     return pl.read_ipc_stream(path).lazy()
 

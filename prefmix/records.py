@@ -52,9 +52,10 @@ class Chunk:
         self.add(line, {})
 
 
-def json_lines(stream: Stream) -> Iterator[Chunk]:
-    """One object a line. Blank lines and a byte-order mark are skipped; memory is bounded by a block and a line."""
-    return (_parsed(numbered) for numbered in _numbered_lines(stream))
+def json_lines(stream: Stream, first: int = 1) -> Iterator[Chunk]:
+    """One object a line, the first of which has the number `first`. Blank lines and a byte-order mark are skipped; memory
+    is bounded by a block and a line."""
+    return (_parsed(numbered) for numbered in _numbered_lines(stream, start=first))
 
 
 def json_array(data: bytes) -> Iterator[Chunk]:
@@ -163,9 +164,9 @@ class _CsvLines:
         return text
 
 
-def _numbered_lines(stream: Stream, blank: bool = False) -> Iterator[list[tuple[int, bytes]]]:
-    """Blocks of (1-based line number, line). With `blank`, blank lines and line ends are kept."""
-    number, rest, first = 1, b"", True
+def _numbered_lines(stream: Stream, blank: bool = False, start: int = 1) -> Iterator[list[tuple[int, bytes]]]:
+    """Blocks of (line number, line). With `blank`, blank lines and line ends are kept."""
+    number, rest, first = start, b"", True
     while block := stream.read(_BLOCK_BYTES):
         if first:
             block, first = bytes(block).removeprefix(_BOM), False

@@ -42,21 +42,28 @@ def frame(
 
 def same_types(frames: list[pl.DataFrame]) -> list[pl.DataFrame]:
     """Frames in which a column has one type throughout: numbers are widened, other mixtures become text."""
+    types = common_types(each.schema for each in frames)
+    return [retyped(each, {name: types[name] for name in each.columns}) for each in frames]
+
+
+def common_types(schemas: Iterable[Mapping[str, pl.DataType]]) -> dict[str, pl.DataType]:
+    """The one type that each column of some frames can have."""
     seen: dict[str, set[pl.DataType]] = {}
-    for each in frames:
-        for name, dtype in each.schema.items():
+    for schema in schemas:
+        for name, dtype in schema.items():
             seen.setdefault(name, set()).add(dtype)
-    types = {name: _common(dtypes) for name, dtypes in seen.items() if len(dtypes) > 1}
-    if not types:
-        return frames
-    return [
-        each.with_columns(
-            as_text(each[name]) if dtype == pl.String else each[name].cast(dtype)
-            for name, dtype in types.items()
-            if name in each.columns and each.schema[name] != dtype
-        )
-        for each in frames
-    ]
+    return {name: _common(dtypes) if len(dtypes) > 1 else dtypes.pop() for name, dtypes in seen.items()}
+
+
+def retyped(rows: pl.DataFrame, types: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """A frame whose columns have the types that `common_types` found; one that it lacks is null."""
+    return rows.with_columns(
+        pl.lit(None, dtype).alias(name)
+        if name not in rows.columns
+        else (as_text(rows[name]) if dtype == pl.String else rows[name].cast(dtype)).alias(name)
+        for name, dtype in types.items()
+        if name not in rows.columns or rows.schema[name] != dtype
+    )
 
 
 def as_text(column: pl.Series) -> pl.Series:

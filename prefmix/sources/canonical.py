@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,11 +13,12 @@ import polars as pl
 from prefmix import files
 from prefmix.errors import SourceError
 from prefmix.ledger import Drop, mark
-from prefmix.rows import FAULT, RAW, raw_json, same_types
+from prefmix.rows import FAULT, RAW, common_types, raw_json, retyped, same_types
 from prefmix.schema import CANONICAL, PARTS, with_ids
 from prefmix.sources.layout import Invalid, Layout, cast, mark_invalid
 
 FILE, ROW = "_file", "_row"
+_TYPED_ROWS = 1 << 16
 _INVALID = pl.col("reason") == "source/invalid"
 
 
@@ -45,21 +46,58 @@ def upstream_rows(
 ) -> pl.DataFrame:
     """The rows of all files in the order given, or the first `limit`, with FILE, ROW, FAULT and RAW."""
     others = None if reading.meta else set(where_columns(reading))
-    wanted = reading.wanted
     frames, count = [], 0
     for path, name in zip(paths, names, strict=True):
         left = None if limit is None else limit - count
         if left == 0:
             break
-        rows = files.read(path, wanted, others, left)
-        columns = [
-            cast(pl.col(each), dtype, wanted[each]).alias(each) if each in wanted else pl.col(each)
-            for each, dtype in rows.schema.items()
-        ]
-        row = pl.int_range(count, count + pl.len(), dtype=pl.Int64)
-        frames.append(rows.select(*columns, pl.lit(name).alias(FILE), row.alias(ROW)))
-        count += rows.height
+        frames.append(_numbered(reading, files.read(path, reading.wanted, others, left), name, count))
+        count += frames[-1].height
     return pl.concat(same_types(frames), how="diagonal")
+
+
+def upstream_batches(
+    reading: Reading, path: Path, name: str, span: files.Span, rows: int, types: Mapping[str, pl.DataType]
+) -> Iterator[pl.DataFrame]:
+    """What `upstream_rows` gives, of a part of a file and in frames of about so many rows, numbered from the first one of
+    the part. `types` are those of the columns that `where` reads (see `where_types`)."""
+    count = 0
+    for batch in files.batches(path, reading.wanted, set(where_columns(reading)), span, rows):
+        yield retyped(_numbered(reading, batch, name, count), types)
+        count += batch.height
+
+
+def where_types(reading: Reading, paths: Sequence[Path]) -> dict[str, pl.DataType]:
+    """The types of the columns that only `where` reads, over all rows of all files: text files are read for it.
+
+    Raises a SourceError if `where` looks at more than one row at once: then it cannot be evaluated in parts.
+    """
+    others = {name for name in where_columns(reading) if name not in reading.wanted}
+    if reading.where is not None and not _expression(reading).meta.is_row_separable():
+        raise _where_error(reading, "it looks at several rows at once (an aggregate or a window), which a build larger "
+                                    "than memory cannot do: compare with a number instead, or build in memory")  # fmt: skip
+    if not others:
+        return {}
+
+    def schemas() -> Iterator[Mapping[str, pl.DataType]]:
+        for path in paths:
+            if files.knows_types(path):
+                yield files.schema(path)
+            else:
+                yield from (batch.schema for batch in files.batches(path, {}, others, files.Span(), _TYPED_ROWS))
+
+    return {name: dtype for name, dtype in common_types(schemas()).items() if name in others}
+
+
+def _numbered(reading: Reading, rows: pl.DataFrame, name: str, first: int) -> pl.DataFrame:
+    """Rows of a file with the columns of the format in the types that it wants, and FILE and ROW."""
+    wanted = reading.wanted
+    columns = [
+        cast(pl.col(each), dtype, wanted[each]).alias(each) if each in wanted else pl.col(each)
+        for each, dtype in rows.schema.items()
+    ]
+    row = pl.int_range(first, first + pl.len(), dtype=pl.Int64)
+    return rows.select(*columns, pl.lit(name).alias(FILE), row.alias(ROW))
 
 
 def canonical_rows(reading: Reading, upstream: pl.DataFrame, seed: int) -> pl.DataFrame:
