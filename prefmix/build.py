@@ -23,9 +23,9 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from prefmix import audit, chatml, decontaminate, dedupe, filters, mix, tokens
+from prefmix import audit, batch, decontaminate, dedupe, mix
 from prefmix.errors import BuildError, GateError
-from prefmix.ledger import ALIVE, check_conservation, mark
+from prefmix.ledger import check_conservation
 from prefmix.manifest import Curated, Progress, write
 from prefmix.mixture import Mixture, Unreadable
 from prefmix.plan import Plan, plan
@@ -70,13 +70,15 @@ def built(planned: Plan, store: Store, fail_on: Collection[str] = ()) -> Mixture
     name = planned.recipe.name
     for label in reversed(store.versions(name)):
         try:
+            manifest = store.look(name, label).manifest
+            same = (manifest["recipe_digest"], manifest["fingerprints"], manifest["tools"]["prefmix"]) == (
+                planned.recipe_digest, planned.fingerprint, version("prefmix"))  # fmt: skip
+            if not same:
+                continue
             mixture = store.find(name, label)
         except Unreadable:  # the new build takes its place
             continue
-        manifest = mixture.manifest
-        same = (manifest["recipe_digest"], manifest["fingerprints"], manifest["tools"]["prefmix"]) == (
-            planned.recipe_digest, planned.fingerprint, version("prefmix"))  # fmt: skip
-        if same and mixture.is_whole():
+        if mixture.is_whole():
             if CONTAMINATION in fail_on:
                 _refuse(manifest["contamination"])
             return mixture
@@ -90,13 +92,9 @@ def curate(
     without the shares of [mix], which so few rows need not allow. `fail_on` as in `build`."""
     recipe = planned.recipe
     shares = recipe.mix if limit is None else Mix()
-    count_tokens = partial(_count_tokens, planned, progress)
 
     def filtered(kind: Kind) -> pl.DataFrame:
-        marked = filters.apply(read[kind], recipe.filter, kind)
-        marked = chatml.with_system(marked, kind, recipe.format.system)
-        limits = filters.in_tokens(recipe.filter, kind)
-        return mark(count_tokens(marked, kind), limits) if limits else marked
+        return batch.filtered(read[kind], kind, planned, partial(progress, "tokens"))
 
     def audited(kind: Kind) -> dict[str, Any]:
         return audit.report(rows[kind], recipe.filter, kind)
@@ -106,9 +104,7 @@ def curate(
 
     def parted(kind: Kind) -> pl.DataFrame:
         kept = mix.split(rows[kind], kind, recipe.splits, recipe.seed, joined)
-        if planned.tokenizer and "prompt_tokens" not in kept.columns:
-            kept = count_tokens(kept, kind)
-        return kept
+        return batch.counted(kept, kind, planned, partial(progress, "tokens"))
 
     read = _read(planned, limit, progress)
     rows = _side_by_side("filter", filtered, read, progress)
@@ -202,15 +198,6 @@ def _side_by_side(stage: str, work: Callable[[K], V], keys: Iterable[K], progres
 def _run(job: tuple[Callable[[Kind], Any], Kind]) -> Any:
     work, kind = job
     return work(kind)
-
-
-def _count_tokens(planned: Plan, progress: Progress, rows: pl.DataFrame, kind: Kind) -> pl.DataFrame:
-    """The rows with token counts, null for those that are dropped."""
-    assert planned.tokenizer is not None
-    indexed = rows.with_row_index("_index")
-    counted = tokens.count(indexed.filter(ALIVE), kind, planned.tokenizer, partial(progress, "tokens"))
-    names = [name for name in counted.columns if name not in indexed.columns]
-    return indexed.join(counted.select("_index", *names), on="_index", how="left", maintain_order="left").drop("_index")
 
 
 def _check(read: Mapping[Kind, pl.DataFrame], curated: Curated) -> None:

@@ -76,26 +76,29 @@ def near(rows: Mapping[Kind, pl.DataFrame], settings: Near, across: bool) -> dic
     The evidence is the Jaccard similarity with the survivor (`kept_id`) and the cluster: the id of the best row of all
     those that near pairs of a dropped row and a kept one above it connect.
     """
-    drops = near_drops({kind: rows[kind].with_row_index("_index").filter(ALIVE) for kind in rows}, settings, across)
+    alive = {kind: frame.lazy().with_row_index("_index").filter(ALIVE) for kind, frame in rows.items()}
+    texts = {kind: near_rows(frame, kind, settings.on).collect() for kind, frame in alive.items()}
+    drops = near_drops(texts, settings, across)
     return {kind: decided(frame, drops[kind]) for kind, frame in rows.items()}
 
 
-def near_drops(alive: Mapping[Kind, pl.DataFrame], settings: Near, across: bool) -> dict[Kind, pl.DataFrame]:
-    """The rows that are near another one (see `ledger.DECISION`), of living rows with their `_index`.
+def near_rows(rows: pl.LazyFrame, kind: Kind, on: str) -> pl.LazyFrame:
+    """What is looked at of rows: `_index`, the columns of `RANK`, and the `text` that is compared."""
+    return pl.concat([rows.select("_index", text=compared(on, kind)), ranks(rows, kind)], how="horizontal")
+
+
+def near_drops(texts: Mapping[Kind, pl.DataFrame], settings: Near, across: bool) -> dict[Kind, pl.DataFrame]:
+    """The rows that are near another one (see `ledger.DECISION`), of rows as their `near_rows`.
 
     They may be given in parts, as long as all that buckets connect (see `minhash`) are in one of them.
     """
     found: dict[Kind, pl.DataFrame] = {}
-    present = [kind for kind in KINDS if kind in alive]
+    present = [kind for kind in KINDS if kind in texts]
     for kinds in [present] if across else [[kind] for kind in present]:
-        ranked = {
-            kind: pl.concat([alive[kind].select("_index", text=compared(settings.on, kind)),
-                             ranks(alive[kind].lazy(), kind).collect()], how="horizontal")
-            .sort(RANK, descending=_RANK_DESCENDING, nulls_last=True)
-            .select("_index", "id", "text", kind=pl.lit(kind))
-            for kind in kinds
-        }  # fmt: skip
-        order = pl.concat(ranked.values())
+        ranked = (texts[kind].sort(RANK, descending=_RANK_DESCENDING, nulls_last=True) for kind in kinds)
+        order = pl.concat(
+            frame.select("_index", "id", "text", kind=pl.lit(kind)) for kind, frame in zip(kinds, ranked, strict=True)
+        )
         duplicates = near_duplicates(order["text"], **minhash_settings(settings))
         dropped = order[duplicates["row"]].with_columns(
             duplicates["jaccard"],
@@ -133,6 +136,7 @@ def compared(on: str, kind: Kind) -> pl.Expr:
 _PROMPT = ("prompt_a", "prompt_b")
 _CHOSEN = ("chosen_a", "chosen_b")
 _PAIR = ("pair_a", "pair_b")
+HASHES = (*_PROMPT, *_CHOSEN, *_PAIR)
 
 
 def ranks(rows: pl.LazyFrame, kind: Kind) -> pl.LazyFrame:
@@ -160,5 +164,5 @@ def keys(rows: pl.LazyFrame, kind: Kind) -> pl.LazyFrame:
         for seed, suffix in enumerate("ab", 1)
         for key, names in {"chosen": ("prompt", "best"), "pair": ("prompt", "best", "other")}.items()
     ]
-    hashed = rows.select("_index", **hashes).with_columns(joint).select("_index", *_PROMPT, *_CHOSEN, *_PAIR)
+    hashed = rows.select("_index", **hashes).with_columns(joint).select("_index", *HASHES)
     return pl.concat([hashed, ranks(rows, kind)], how="horizontal")

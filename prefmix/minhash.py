@@ -284,7 +284,7 @@ class Index:
             start += len(block)
         clusters = np.arange(len(self.sharing))
         if links:
-            _connect(clusters, *pl.concat(links).to_numpy().T)
+            connect(clusters, *pl.concat(links).to_numpy().T)
         rows = sorted(found)
         others, similarities = zip(*(found[row] for row in rows), strict=True) if rows else ((), ())
         return pl.DataFrame(
@@ -315,7 +315,7 @@ class Index:
             left, right = text[same], text[same + apart]
             open_ = clusters[left] != clusters[right]
             near = self._near(*_unique(left[open_], right[open_]))
-            _connect(clusters, near["other"].to_numpy(), near["text"].to_numpy())
+            connect(clusters, near["other"].to_numpy(), near["text"].to_numpy())
         everywhere = np.arange(len(self.texts))
         everywhere[self.sharing] = self.sharing[clusters]
         return everywhere
@@ -410,7 +410,7 @@ def _unique(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return packed >> 32, packed & 0xFFFFFFFF
 
 
-def _connect(clusters: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+def connect(clusters: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
     """Joins, in place, the clusters of the pairs; a cluster is named by its least member."""
     while True:
         one, other = clusters[left], clusters[right]

@@ -38,6 +38,11 @@ _TOKENS: dict[Kind, tuple[str, ...]] = {
 }
 
 
+def token_columns(kind: Kind) -> tuple[str, ...]:
+    """The columns with the tokens of a row's parts, where they are counted."""
+    return _TOKENS[kind]
+
+
 _AS_TEXT = {
     "prompt": render_prompt(pl.col("prompt")),
     "chosen": render_answer(pl.col("chosen")),
@@ -92,28 +97,28 @@ def write_split(
             path = f"{kind}/{split}-{shard:05d}-of-{shards:05d}.arrow"
             slices = rows.slice(shard * per_shard, per_shard).iter_slices(BATCH_ROWS)
             batches = _ahead(pool, lambda part: rendered(part, kind, schema), slices)
-            files.append(write_shard(folder, path, schema, batches, digest, hasher))
+            files.append(write_shard(folder / path, path, schema, digested(batches, digest, hasher)))
     counted = [name for name in _TOKENS[kind] if name in schema.names]
     tokens = sum(int(rows[name].cast(pl.Int64).sum()) for name in counted)
     return {"rows": rows.height, "tokens": tokens if counted else None, "files": files}, digest
 
 
-def write_shard(
-    folder: Path,
-    path: str,
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    digest: SplitDigest,
-    hasher: ThreadPoolExecutor,
-) -> dict[str, Any]:
-    """Writes record batches of at most `BATCH_ROWS` rows as one Arrow file, while `hasher` takes them into the digest;
-    gives the manifest's entry."""
-    with _HashingFile(folder / path) as file, pa.ipc.new_file(file, schema) as writer:
+def write_shard(file: Path, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
+    """Writes record batches of at most `BATCH_ROWS` rows as one Arrow file; gives the manifest's entry for it at `path`."""
+    with _HashingFile(file) as opened, pa.ipc.new_file(opened, schema) as writer:
         for batch in batches:
-            hashed = hasher.submit(digest.update, batch)
             writer.write_batch(batch)
-            hashed.result()
-    return {"path": path, "sha256": file.hexdigest(), "bytes": file.bytes}
+    return {"path": path, "sha256": opened.hexdigest(), "bytes": opened.bytes}
+
+
+def digested(
+    batches: Iterable[pa.RecordBatch], digest: SplitDigest, hasher: ThreadPoolExecutor
+) -> Iterator[pa.RecordBatch]:
+    """The batches, each of which `hasher` takes into the digest while it is being written."""
+    for batch in batches:
+        hashed = hasher.submit(digest.update, batch)
+        yield batch
+        hashed.result()
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
@@ -189,11 +194,18 @@ class _HashingFile:
 
 @dataclass(frozen=True)
 class Mixture:
-    """An opened mixture. `manifest` is its mixture.json; `is_new` tells whether this call built it."""
+    """An opened mixture. `manifest` is its mixture.json; `is_new` tells whether this call built it; `address` is where it
+    lies when `folder` is a copy."""
 
     folder: Path
     manifest: Mapping[str, Any]
     is_new: bool = False
+    address: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it lies, for people: its address, else its folder."""
+        return self.address or str(self.folder)
 
     @property
     def name(self) -> str:

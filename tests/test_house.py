@@ -18,8 +18,8 @@ PACKAGE = Path(prefmix.__file__).parent
 #: A module may import from its own floor and from the floors below it.
 FLOORS = [
     {"errors", "schema"},
-    {"recipe", "ledger", "language", "digest", "pieces"},
-    {"files", "records", "rows", "shingles", "minhash", "overlap"},
+    {"recipe", "ledger", "language", "digest", "pieces", "storage"},
+    {"files", "finding", "records", "rows", "shingles", "minhash", "overlap"},
     {"hub"},
     {
         "sources",
@@ -38,7 +38,8 @@ FLOORS = [
         "scores",
     },
     {"mixture"},
-    {"plan", "manifest", "store", "stages"},
+    {"plan", "manifest", "shelves", "store", "stages", "batch"},
+    {"scale"},
     {"build", "inspect", "starter", "contamination", "train", "model", "publish"},
     {"cli", "__init__", "__main__"},
 ]

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from prefmix.digest import SplitDigest
 from prefmix.errors import MixtureError
-from prefmix.mixture import BATCH_ROWS, columns, write_shard
+from prefmix.mixture import BATCH_ROWS, columns, digested, write_shard
 from prefmix.schema import Kind
 
 _GROUP_BATCHES = 8  # record batches in a row group: 16,384 rows
@@ -67,7 +67,7 @@ def write_arrow(
             _schema(kind, path, parquet, schema)
             batches = _batches(parquet, schema, converted)
             name = f"{path.removesuffix('.parquet')}.arrow"
-            entries.append(write_shard(folder, name, schema, batches, digest, hasher))
+            entries.append(write_shard(folder / name, name, schema, digested(batches, digest, hasher)))
     return entries, digest, schema
 
 

@@ -6,7 +6,7 @@ A format is one module here, named in `FORMATS`; other packages add theirs throu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -27,7 +27,15 @@ from prefmix.sources import (
     ultrafeedback,
     ultrafeedback_binarized,
 )
-from prefmix.sources.canonical import Reading, canonical_rows, check_where, upstream_rows, where_columns
+from prefmix.sources.canonical import (
+    Reading,
+    canonical_rows,
+    check_where,
+    upstream_batches,
+    upstream_rows,
+    where_columns,
+    where_types,
+)
 from prefmix.sources.layout import Layout, layouts
 from prefmix.sources.match import best_layout, fitting_layout, matched, renamed, union
 
@@ -94,6 +102,24 @@ class Source:
         reading = self._reading(meta)
         upstream = upstream_rows(reading, [each.path for each in self.files], [each.name for each in self.files], limit)
         return canonical_rows(reading, upstream, seed)
+
+    def where_types(self) -> dict[str, pl.DataType]:
+        """The types that `read_part` wants for the columns that `where` reads. Raises SourceError if `where` cannot be
+        evaluated in parts."""
+        return where_types(self._reading(), [each.path for each in self.files])
+
+    def read_part(
+        self, number: int, span: files.Span, rows: int, seed: int, types: Mapping[str, pl.DataType]
+    ) -> Iterator[pl.DataFrame]:
+        """What `read` gives, of a part of file `number` and in frames of about so many rows; `source_row` counts from the
+        first row of the part.
+
+        Raises:
+            SourceError: as for `read`.
+        """
+        reading, each = self._reading(), self.files[number]
+        for upstream in upstream_batches(reading, each.path, each.name, span, rows, types):
+            yield canonical_rows(reading, upstream, seed)
 
     def _reading(self, meta: bool = False) -> Reading:
         return Reading(

@@ -1,0 +1,79 @@
+"""Builds larger than memory: the stages of `prefmix.build`, on parts of the rows that lie in files (see pipeline.py)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from prefmix.errors import BuildError
+from prefmix.manifest import Progress
+from prefmix.plan import Plan
+from prefmix.scale import pipeline
+from prefmix.scale.job import Engine, Job, Run
+from prefmix.scale.local import Local
+from prefmix.scale.pipeline import Settled
+from prefmix.scale.scratch import Scratch
+from prefmix.scale.sizes import Sizes, in_memory, machine, memory_of, sizes_for
+
+__all__ = ["Engine", "Local", "Settled", "Sizes", "in_memory", "machine", "memory_of", "settled", "sizes_for", "write"]
+
+write = pipeline.write
+
+
+@contextmanager
+def settled(
+    planned: Plan,
+    home: Path,
+    sizes: Sizes,
+    engine: Engine,
+    refuse: Callable[[Mapping[str, Any]], None],
+    progress: Progress,
+) -> Generator[Settled]:
+    """Decides what becomes of every row, with a scratch folder below `home` that is gone when the `with` ends well.
+
+    After an error, an interrupt or a kill it stays, and the same build goes on from what was done. Scratch folders of
+    other builds in `home` are removed, unless they are in use.
+
+    Raises BuildError when the same build is running already.
+    """
+    folder = home / _fingerprint(planned, sizes)
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{folder}.lock", timeout=0):
+            _sweep(home, folder)
+            scratch = Scratch(folder)
+            yield pipeline.settle(Job(planned, sizes, scratch), Run(engine, progress), refuse)
+            scratch.remove()
+    except Timeout:
+        raise BuildError(f"{folder}: the same build is running in another process: wait for it.") from None
+    Path(f"{folder}.lock").unlink(missing_ok=True)
+    with suppress(OSError):
+        home.rmdir()
+
+
+def _fingerprint(planned: Plan, sizes: Sizes) -> str:
+    """What pieces of work that are done depend on: the recipe, its inputs, the portions, and whose hashes are in files."""
+    tools = {name: version(name) for name in ("prefmix", "polars", "numpy")}
+    return sha256(json.dumps([planned.recipe_digest, planned.fingerprint, asdict(sizes), tools]).encode()).hexdigest()[
+        :12
+    ]
+
+
+def _sweep(home: Path, mine: Path) -> None:
+    """Removes what other builds left, as long as none of them is at work."""
+    for lock in home.glob("*.lock"):
+        other = lock.with_suffix("")
+        if other == mine:
+            continue
+        with suppress(Timeout), FileLock(lock, timeout=0):
+            shutil.rmtree(other, ignore_errors=True)
+            lock.unlink(missing_ok=True)
