@@ -6,6 +6,7 @@ import polars as pl
 
 from prefmix import chatml, filters, tokens
 from prefmix.ledger import ALIVE, mark
+from prefmix.mixture import token_columns
 from prefmix.plan import Plan
 from prefmix.schema import Kind
 
@@ -22,7 +23,7 @@ def filtered(rows: pl.DataFrame, kind: Kind, planned: Plan, progress: tokens.Pro
 
 def counted(rows: pl.DataFrame, kind: Kind, planned: Plan, progress: tokens.Progress | None = None) -> pl.DataFrame:
     """The rows with their token counts, null for those that are dropped; without any where the recipe names no tokenizer."""
-    if planned.tokenizer is None or "prompt_tokens" in rows.columns:
+    if planned.tokenizer is None or set(token_columns(kind)) <= set(rows.columns):
         return rows
     indexed = rows.with_row_index("_index")
     found = tokens.count(indexed.filter(ALIVE), kind, planned.tokenizer, progress)

@@ -208,6 +208,7 @@ def _connected(job: Job, run: Run, what: str, universes: Sequence[Sequence[Kind]
     left = [job.scratch.read(name) for name in edges]
     if left:
         low, high = pl.concat(left).select("low", "high").to_numpy().T
+        member[low] = member[high] = True
         minhash.connect(names, low, high)
     group = np.full(total, -1, np.int32)
     groups: list[keys.Group] = []

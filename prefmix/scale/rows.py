@@ -117,8 +117,8 @@ def finish(job: Job, bucket: Bucket) -> Result:
     if job.facts["repeats"]:
         rows = pl.concat([rows, job.gathered("copies", kind, bucket.number).select(rows.columns)], rechunk=True)
     rows = rows[mix.order(rows, kind, recipe.seed)].with_columns(reason=pl.lit(None, pl.String))
-    rows = batch.counted(rows, kind, job.planned)
     split_of = job.rows["split"][rows["_index"].to_numpy()]
+    rows = batch.counted(rows.drop("_index"), kind, job.planned)
     schema = columns(kind, recipe.format.layout, job.planned.tokenizer is not None)
     splits: dict[str, Any] = {}
     for number, split in enumerate(("train", *recipe.splits)):
