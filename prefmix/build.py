@@ -13,13 +13,15 @@ rendering, writing, manifest, card      manifest, mixture
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import polars as pl
 
@@ -30,11 +32,14 @@ from prefmix.manifest import Curated, Progress, write
 from prefmix.mixture import Mixture, Unreadable
 from prefmix.plan import Plan, plan
 from prefmix.recipe import Mix, Recipe, load_recipe
+from prefmix.scale import Engine, Local, Settled, in_memory, machine, settled, sizes_for
+from prefmix.scale import write as write_parts
 from prefmix.schema import KINDS, NO_CHANGES, Kind
 from prefmix.store import Store
 
 #: What `fail_on` may name.
 CONTAMINATION = "contamination"
+_SHARE = 0.6  # of the machine's memory, for a build that is not told how much it may take
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -44,11 +49,28 @@ def _silent(stage: str, done: int, total: int) -> None:
     pass
 
 
+@dataclass(frozen=True)
+class Means:
+    """With what a build is made.
+
+    `engine`: "memory" holds all rows in memory; "disk" works on parts of them in a scratch folder; "ray" does that on a
+    cluster (at `address`, else one of this machine); "auto" is memory if that is enough, else disk. `memory` is what the
+    build may take, in bytes; without it a share of what the machine has. `scratch` is the folder for scratch folders, else
+    one in the store. The mixture is the same in every case.
+    """
+
+    engine: Literal["auto", "memory", "disk", "ray"] = "auto"
+    memory: int | None = None
+    scratch: Path | None = None
+    address: str | None = None
+
+
 def build(
     recipe: Recipe | str | Path,
     *,
     store: str | Path | None = None,
     fail_on: Collection[str] = (),
+    means: Means = Means(),
     progress: Progress = _silent,
 ) -> Mixture:
     """Builds the mixture of a recipe (or of its file), or gives back the version that is already there.
@@ -59,7 +81,75 @@ def build(
     """
     planned = plan(load_recipe(recipe) if isinstance(recipe, str | Path) else recipe)
     shelf = Store(store)
-    return built(planned, shelf, fail_on) or publish(curate(planned, None, fail_on, progress), shelf, progress)
+    return built(planned, shelf, fail_on) or made(planned, shelf, fail_on, means, progress)
+
+
+def made(
+    planned: Plan,
+    store: Store,
+    fail_on: Collection[str] = (),
+    means: Means = Means(),
+    progress: Progress = _silent,
+    stages: dict[str, dict[str, float]] | None = None,
+) -> Mixture:
+    """Builds what is not there yet. `stages` takes what `scale.Run` notes of each stage of a build that is not in memory."""
+    with curating(planned, store, None, fail_on, means, progress) as rows:
+        mixture = publish(rows, store, progress)
+        if stages is not None and isinstance(rows, Settled):
+            stages |= rows.run.stages
+        return mixture
+
+
+@contextmanager
+def curating(
+    planned: Plan,
+    store: Store,
+    limit: int | None = None,
+    fail_on: Collection[str] = (),
+    means: Means = Means(),
+    progress: Progress = _silent,
+) -> Generator[Curated | Settled]:
+    """The rows with all that was decided of them, before anything is written into the store; `limit` as in `curate`."""
+    memory = means.memory or int(_SHARE * machine())
+    fits = means.engine == "auto" and in_memory(planned) <= memory
+    if limit is not None or fits or means.engine == "memory":
+        yield curate(planned, limit, fail_on, progress)
+        return
+    home = scratch_home(planned, store, means)
+    refuse = _refuse if CONTAMINATION in fail_on else _allow
+    sizes = sizes_for(planned, memory)
+    engine: Engine = Local(sizes.workers)
+    if means.engine == "ray":
+        from prefmix.scale.cluster import Cluster
+
+        engine = Cluster(means.address)
+    with _writing(home, "--scratch"), settled(planned, home, sizes, engine, refuse, progress) as rows:
+        yield rows
+
+
+def scratch_home(planned: Plan, store: Store, means: Means) -> Path:
+    """Where the scratch folder of a build that is not in memory is."""
+    return means.scratch or store.root / planned.recipe.name / ".scratch"
+
+
+def _allow(contamination: Mapping[str, Any]) -> None:
+    pass
+
+
+@contextmanager
+def _writing(place: Path, option: str) -> Generator[None]:
+    """Says of a disk that is full or may not be written where that was, and what helps."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        left = (
+            "nothing was left behind" if option == "--store" else "what is done is kept there, and goes on from there"
+        )
+        raise BuildError(
+            f"{place} cannot be written: {error.strerror}. Make room, or give another {option}; {left}."
+        ) from error
 
 
 def built(planned: Plan, store: Store, fail_on: Collection[str] = ()) -> Mixture | None:
@@ -125,7 +215,7 @@ def curate(
         rows = dedupe.near(rows, near, recipe.dedupe.across)
     progress("dedupe", 1, 1)
     rows = _side_by_side("mix", sampled, rows, progress)
-    joined = mix.near_prompts(rows, near) if near is not None else {}
+    joined = mix.near_prompts(rows, near) if near is not None and recipe.splits else {}
     results = _side_by_side("split", _run, product((parted, audited), rows), progress)
     curated = Curated(
         planned,
@@ -138,19 +228,14 @@ def curate(
     return curated
 
 
-def publish(curated: Curated, store: Store, progress: Progress = _silent) -> Mixture:
+def publish(rows: Curated | Settled, store: Store, progress: Progress = _silent) -> Mixture:
     """Writes the mixture into the store: as a whole, or not at all."""
-    if not any(frame.height for frame in curated.kept.values()):
-        dropped = ", ".join(f"{r} {n:,}" for stage in curated.tally.funnel() for r, n in stage["dropped"].items())
+    if not rows.tally.copies:
+        dropped = ", ".join(f"{r} {n:,}" for stage in rows.tally.funnel() for r, n in stage["dropped"].items())
         raise BuildError(f"No row is left to write. Dropped: {dropped or 'nothing; the sources have no rows'}.")
-    try:
-        with store.staging(curated.plan.recipe.name) as folder:
-            return store.publish(folder, write(curated, folder, progress))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        raise BuildError(f"{store.root} cannot be written: {error.strerror}. Make room, or give another --store; "
-                         f"nothing was left behind.") from error  # fmt: skip
+    with _writing(store.root, "--store"), store.staging(rows.plan.recipe.name) as folder:
+        manifest = write(rows, folder, progress) if isinstance(rows, Curated) else write_parts(rows, folder)
+        return store.publish(folder, manifest)
 
 
 def _refuse(contamination: Mapping[str, Mapping[str, Any]]) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from prefmix import card, mix
 from prefmix.digest import SplitDigest, mixture_digest
 from prefmix.ledger import ALIVE, CHANGES, ledger
-from prefmix.mixture import columns, recorded, write_durably, write_split
+from prefmix.mixture import columns, recorded, token_columns, write_durably, write_split
 from prefmix.plan import Plan
 from prefmix.schema import KINDS, ORIGIN, Kind
 
@@ -78,6 +78,18 @@ class Curated:
     kept: Mapping[Kind, pl.DataFrame]
     audit: Mapping[str, Any]
     contamination: Mapping[str, Any]
+
+    def split_sizes(self) -> dict[Kind, dict[str, dict[str, int | None]]]:
+        """By subset and split the `rows`, copies counted, and the `tokens` where they are counted."""
+        sizes: dict[Kind, dict[str, dict[str, int | None]]] = {}
+        for kind, frame in self.kept.items():
+            counted = [name for name in token_columns(kind) if name in frame.columns]
+            for split in ("train", *self.plan.recipe.splits):
+                part = frame.filter(split=split)
+                if part.height:
+                    tokens = sum(int((part[name] * part["copies"]).sum()) for name in counted) if counted else None
+                    sizes.setdefault(kind, {})[split] = {"rows": int(part["copies"].sum()), "tokens": tokens}
+        return sizes
 
     @cached_property
     def tally(self) -> Tally:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefmix.inspect import Row
     from prefmix.manifest import Curated
-    from prefmix.schema import Kind
+    from prefmix.scale import Settled
 
 #: Reasons that the recipe asks for by name: a source that loses most of its rows to them is not one to look at.
 ASKED_FOR = ("source/where", "source/excluded", "mix/not_sampled")
 
 
-def preview(curated: Curated) -> dict[str, Any]:
+def preview(curated: Curated | Settled) -> dict[str, Any]:
     """What a manifest says of the rows, for a build that is not written: the same keys."""
     from prefmix.manifest import source_entries
 
@@ -24,31 +24,21 @@ def preview(curated: Curated) -> dict[str, Any]:
         "recipe_digest": curated.plan.recipe_digest,
         "funnel": curated.tally.funnel(),
         "sources": sources,
-        "subsets": {kind: _split_sizes(curated, kind) for kind, frame in curated.kept.items() if frame.height},
+        "subsets": curated.split_sizes(),
         "audit": dict(curated.audit),
         "contamination": dict(curated.contamination),
         "warnings": warnings(sources),
     }
 
 
-def _split_sizes(curated: Curated, kind: Kind) -> dict[str, dict[str, int | None]]:
-    frame = curated.kept[kind]
-    parts = ("tokens",) if kind == "sft" else ("prompt_tokens", "chosen_tokens", "rejected_tokens")
-    counted = [name for name in parts if name in frame.columns]
-    sizes: dict[str, dict[str, int | None]] = {}
-    for split in ("train", *curated.plan.recipe.splits):
-        part = frame.filter(split=split)
-        if part.height:
-            tokens = sum(int((part[name] * part["copies"]).sum()) for name in counted) if counted else None
-            sizes[split] = {"rows": int(part["copies"].sum()), "tokens": tokens}
-    return sizes
-
-
-def samples(curated: Curated) -> list[Row]:
-    """Two kept rows: the first of each kind, or the first two of the only kind."""
+def samples(curated: Curated | Settled) -> list[Row]:
+    """Two kept rows: the first of each kind, or the first two of the only kind; none of a build that is not in memory."""
     from prefmix.inspect import Row
+    from prefmix.manifest import Curated
     from prefmix.schema import PARTS
 
+    if not isinstance(curated, Curated):
+        return []
     frames = {kind: frame for kind, frame in curated.kept.items() if frame.height}
     return [
         Row(row["id"], kind, str(row["source"]), {part: row[part] for part in PARTS[kind]}, split=row["split"])
@@ -57,8 +47,7 @@ def samples(curated: Curated) -> list[Row]:
     ]
 
 
-def samples_json(curated: Curated) -> list[dict[str, Any]]:
-    rows = samples(curated)
+def samples_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [{"id": row.id, "kind": row.kind, "source": row.source, "split": row.split, **row.parts} for row in rows]
 
 

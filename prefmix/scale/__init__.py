@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prefmix.errors import BuildError
+from prefmix.errors import BuildError, PrefmixError
 from prefmix.manifest import Progress
 from prefmix.plan import Plan
 from prefmix.scale import pipeline
@@ -40,7 +40,7 @@ def settled(
 ) -> Generator[Settled]:
     """Decides what becomes of every row, with a scratch folder below `home` that is gone when the `with` ends well.
 
-    After an error, an interrupt or a kill it stays, and the same build goes on from what was done. Scratch folders of
+    After a kill, an interrupt or a full disk it stays, and the same build goes on from what was done. Scratch folders of
     other builds in `home` are removed, unless they are in use.
 
     Raises BuildError when the same build is running already.
@@ -51,7 +51,12 @@ def settled(
         with FileLock(f"{folder}.lock", timeout=0):
             _sweep(home, folder)
             scratch = Scratch(folder)
-            yield pipeline.settle(Job(planned, sizes, scratch), Run(engine, progress), refuse)
+            try:
+                yield pipeline.settle(Job(planned, sizes, scratch), Run(engine, progress), refuse)
+            except PrefmixError as error:
+                if not isinstance(error.__cause__, OSError):  # it would come to the same again
+                    scratch.remove()
+                raise
             scratch.remove()
     except Timeout:
         raise BuildError(f"{folder}: the same build is running in another process: wait for it.") from None

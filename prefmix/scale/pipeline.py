@@ -30,6 +30,7 @@ from prefmix.digest import SplitDigest, mixture_digest
 from prefmix.ledger import CHANGES, LEDGER, check_conservation
 from prefmix.manifest import CHANGED, DROPS, Tally, finished
 from prefmix.mixture import columns
+from prefmix.plan import Plan
 from prefmix.scale import keys, rows
 from prefmix.scale.job import Job, Part, Run, Unit
 from prefmix.schema import Kind
@@ -49,6 +50,26 @@ class Settled:
     tally: Tally
     audit: Mapping[str, Any]
     contamination: Mapping[str, Any]
+
+    @property
+    def plan(self) -> Plan:
+        return self.job.planned
+
+    def split_sizes(self) -> dict[Kind, dict[str, dict[str, int | None]]]:
+        """As `manifest.Curated` has it; tokens are counted when the rows are written."""
+        lengths = [part.rows for part in self.job.parts]
+        sizes: dict[Kind, dict[str, dict[str, int | None]]] = {}
+        for kind in self.job.kinds:
+            own = np.repeat([part.kind == kind for part in self.job.parts], lengths)
+            splits = ("train", *self.plan.recipe.splits)
+            counts = np.bincount(self.job.rows["split"][own], self.job.rows["copies"][own], len(splits)).astype(int)
+            found = {
+                split: {"rows": rows, "tokens": None}
+                for split, rows in zip(splits, counts.tolist(), strict=True)
+                if rows
+            }
+            sizes |= {kind: found} if found else {}
+        return sizes
 
 
 def settle(job: Job, run: Run, refuse: Callable[[Mapping[str, Any]], None]) -> Settled:
