@@ -21,7 +21,7 @@ from prefmix.scale import pipeline
 from prefmix.scale.job import Engine, Job, Run
 from prefmix.scale.local import Local
 from prefmix.scale.pipeline import Settled
-from prefmix.scale.scratch import Scratch
+from prefmix.scale.scratch import Scratch, SharedScratch
 from prefmix.scale.sizes import Sizes, in_memory, machine, memory_of, sizes_for
 
 __all__ = ["Engine", "Local", "Settled", "Sizes", "in_memory", "machine", "memory_of", "settled", "sizes_for", "write"]
@@ -32,35 +32,49 @@ write = pipeline.write
 @contextmanager
 def settled(
     planned: Plan,
-    home: Path,
+    home: Path | str,
     sizes: Sizes,
     engine: Engine,
     refuse: Callable[[Mapping[str, Any]], None],
     progress: Progress,
 ) -> Generator[Settled]:
-    """Decides what becomes of every row, with a scratch folder below `home` that is gone when the `with` ends well.
+    """Decides what becomes of every row, with a scratch folder below `home` (a folder, or an address) that is gone when the
+    `with` ends well.
 
-    After a kill, an interrupt or a full disk it stays, and the same build goes on from what was done. Scratch folders of
-    other builds in `home` are removed, unless they are in use.
+    After a kill, an interrupt or a full disk it stays, and the same build goes on from what was done.
 
     Raises BuildError when the same build is running already.
     """
-    folder = home / _fingerprint(planned, sizes)
+    with _scratch(home, _fingerprint(planned, sizes)) as scratch:
+        try:
+            yield pipeline.settle(Job(planned, sizes, scratch), Run(engine, progress), refuse)
+        except PrefmixError as error:
+            if not isinstance(error.__cause__, OSError):  # it would come to the same again
+                scratch.remove()
+            raise
+        scratch.remove()
+
+
+@contextmanager
+def _scratch(home: Path | str, name: str) -> Generator[Scratch]:
+    """A scratch folder that no other process has. Folders of other builds in the same home are removed, unless they are in
+    use; at an address nobody can tell, so there they stay."""
+    if isinstance(home, str):
+        address = f"{home.rstrip('/')}/{name}"
+        yield SharedScratch(Path(), address=address)
+        return
+    folder = home / name
     home.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{folder}.lock", timeout=0):
-            _sweep(home, folder)
-            scratch = Scratch(folder)
             try:
-                yield pipeline.settle(Job(planned, sizes, scratch), Run(engine, progress), refuse)
-            except PrefmixError as error:
-                if not isinstance(error.__cause__, OSError):  # it would come to the same again
-                    scratch.remove()
-                raise
-            scratch.remove()
+                _sweep(home, folder)
+                yield Scratch(folder)
+            finally:
+                if not folder.exists():
+                    Path(f"{folder}.lock").unlink(missing_ok=True)
     except Timeout:
         raise BuildError(f"{folder}: the same build is running in another process: wait for it.") from None
-    Path(f"{folder}.lock").unlink(missing_ok=True)
     with suppress(OSError):
         home.rmdir()
 

@@ -48,9 +48,9 @@ def buckets(job: Job, band: Band) -> Result:
     alive = job.rows["alive"]
     for part in job.parts:
         if part.kind in band.kinds:
-            name = f"{band.what}-bands/{part.name}"
-            row = job.scratch.read(name, 0)["key"].to_numpy().astype(np.uint32) + np.uint32(part.first)
-            key = job.scratch.read(name, 1 + band.number)["key"].to_numpy()
+            places, found = job.scratch.read_cuts(f"{band.what}-bands/{part.name}", [0, 1 + band.number])
+            row = places["key"].to_numpy().astype(np.uint32) + np.uint32(part.first)
+            key = found["key"].to_numpy()
             wanted = alive[row]
             if band.parts > 1:
                 wanted = wanted & ((key >> np.uint64(32)) * np.uint64(band.parts) >> np.uint64(32) == band.part)

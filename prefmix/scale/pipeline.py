@@ -253,7 +253,7 @@ def _connected(job: Job, run: Run, what: str, universes: Sequence[Sequence[Kind]
 
 def _mean_bytes(job: Job) -> int:
     """Bytes of a row's texts as they lie in the scratch folder, about."""
-    sizes = [job.scratch.path(f"texts/{part.name}").stat().st_size for part in job.parts]
+    sizes = [job.scratch.size(f"texts/{part.name}") or 0 for part in job.parts]
     return max(2 * sum(sizes) // max(sum(part.rows for part in job.parts), 1), 1)
 
 

@@ -12,32 +12,37 @@ import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from prefmix import storage
+from prefmix.errors import StorageError
+
+_BLOCK_BYTES = 1 << 20  # that are read at once from an address
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Files below one folder."""
+    """Files below one folder, of this machine or one that all machines of a build see."""
 
     root: Path
     #: Names and sizes of the files that were written by the work at hand.
     written: dict[str, int] = field(default_factory=dict)
 
-    def at_work(self) -> Scratch:
+    def at_work(self) -> Self:
         """The same folder, for one piece of work that notes what it writes."""
-        return Scratch(self.root, {})
+        return replace(self, written={})
 
-    def path(self, name: str) -> Path:
-        return self.root / name
+    def __str__(self) -> str:
+        return str(self.root)
 
     @contextmanager
     def writing(self, name: str) -> Generator[Path]:
@@ -47,10 +52,31 @@ class Scratch:
         fresh = target.with_name(f".{target.name}-{token_hex(4)}")
         try:
             yield fresh
+            self.written[name] = fresh.stat().st_size
             os.replace(fresh, target)
         finally:
             fresh.unlink(missing_ok=True)
-        self.written[name] = target.stat().st_size
+
+    @contextmanager
+    def opened(self, name: str) -> Generator[pa.NativeFile]:
+        """A file to be read. Raises OSError or StorageError where it is not there."""
+        with pa.OSFile(str(self.root / name)) as file:
+            yield file
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where it is not there."""
+        path = self.root / name
+        return path.stat().st_size if path.is_file() else None
+
+    def move_to(self, name: str, target: Path) -> None:
+        """Puts a file elsewhere: on the same disk as a second name of it, which takes no room."""
+        try:
+            os.link(self.root / name, target)
+        except OSError:
+            shutil.copyfile(self.root / name, target)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def write(self, name: str, rows: pl.DataFrame, cut: np.ndarray | None = None, cuts: int = 1) -> None:
         """Writes rows, each into the cut (0 ... cuts - 1) that `cut` says; the order of the rows in a cut stays."""
@@ -73,38 +99,39 @@ class Scratch:
 
     def read(self, name: str, cut: int | None = None, columns: Sequence[str] | None = None) -> pl.DataFrame:
         """The rows of one cut of a file, or of all of them."""
-        with pa.OSFile(str(self.root / name)) as file:
-            fields = pa.ipc.open_file(file).schema.names
-            wanted = None if columns is None else [fields.index(column) for column in columns]
-            file.seek(0)
-            reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+        with self.opened(name) as file:
+            reader = pa.ipc.open_file(file)
+            if columns is not None:
+                wanted = [reader.schema.names.index(column) for column in columns]
+                file.seek(0)
+                reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted))
             numbers = range(reader.num_record_batches) if cut is None else [cut]
-            table = pa.Table.from_batches([reader.get_batch(number) for number in numbers], reader.schema)
-        found = pl.from_arrow(table)
-        assert isinstance(found, pl.DataFrame)
+            found = _frame([reader.get_batch(number) for number in numbers], reader.schema)
         return found if columns is None else found.select(columns)
+
+    def read_cuts(self, name: str, cuts: Sequence[int]) -> list[pl.DataFrame]:
+        """The rows of some cuts of a file, each by itself."""
+        with self.opened(name) as file:
+            reader = pa.ipc.open_file(file)
+            return [_frame([reader.get_batch(cut)], reader.schema) for cut in cuts]
 
     def batches(self, name: str) -> Iterator[pa.RecordBatch]:
         """The record batches of a file, one after the other."""
-        with pa.OSFile(str(self.root / name)) as file:
+        with self.opened(name) as file:
             reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):
                 yield reader.get_batch(number)
 
-    def move_to(self, name: str, target: Path) -> None:
-        """Puts a file elsewhere: on the same disk as a second name of it, which takes no room."""
-        try:
-            os.link(self.root / name, target)
-        except OSError:
-            shutil.copyfile(self.root / name, target)
-
     def result(self, record: str) -> dict[str, Any] | None:
         """What a piece of work gave that is done and whose files are there."""
         try:
-            done = json.loads((self.root / record).read_text(encoding="utf-8"))
-            if all((self.root / name).stat().st_size == size for name, size in done["files"].items()):
+            if self.size(record) is None:
+                return None
+            with self.opened(record) as file:
+                done = json.loads(file.read())
+            if all(self.size(name) == size for name, size in done["files"].items()):
                 return done["result"]
-        except (OSError, ValueError, KeyError):  # not done, or not to its end
+        except (ValueError, KeyError):  # not written by this version, or damaged
             pass
         return None
 
@@ -114,8 +141,48 @@ class Scratch:
         with self.writing(record) as path:
             path.write_text(text, encoding="utf-8")
 
+
+@dataclass(frozen=True)
+class SharedScratch(Scratch):
+    """Files below an address (see `storage`), for machines that share no disk."""
+
+    address: str = ""
+
+    def __str__(self) -> str:
+        return self.address
+
+    @contextmanager
+    def writing(self, name: str) -> Generator[Path]:
+        with TemporaryDirectory() as folder:
+            fresh = Path(folder) / "fresh"
+            yield fresh
+            storage.put(fresh, f"{self.address}/{name}")
+            self.written[name] = fresh.stat().st_size
+
+    @contextmanager
+    def opened(self, name: str) -> Generator[pa.NativeFile]:
+        client, path = storage.open_fs(f"{self.address}/{name}")
+        with storage.reaching(f"{self.address}/{name}"), client.open(path, "rb", block_size=_BLOCK_BYTES) as file:
+            yield pa.PythonFile(file, "r")
+
+    def size(self, name: str) -> int | None:
+        found = storage.look(f"{self.address}/{name}")
+        return None if found is None else found.bytes
+
+    def move_to(self, name: str, target: Path) -> None:
+        found = storage.look(f"{self.address}/{name}")
+        if found is None:
+            raise StorageError(f"{self.address}/{name}: no such file: run the command again.")
+        storage.download(found, target)
+
     def remove(self) -> None:
-        shutil.rmtree(self.root, ignore_errors=True)
+        storage.delete(found.address for found in storage.below(self.address).values())
+
+
+def _frame(batches: Sequence[pa.RecordBatch], schema: pa.Schema) -> pl.DataFrame:
+    found = pl.from_arrow(pa.Table.from_batches(batches, schema))
+    assert isinstance(found, pl.DataFrame)
+    return found
 
 
 def _slice(table: pa.Table, start: int, stop: int) -> pa.RecordBatch:

@@ -58,7 +58,7 @@ def machine() -> int:
 
 def in_memory(planned: Plan) -> int:
     """Bytes that the build takes in memory, about."""
-    return _IN_MEMORY * estimated(planned)[1]
+    return _ITSELF + _IN_MEMORY * estimated(planned)[1]
 
 
 def estimated(planned: Plan) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -73,9 +74,9 @@ def where_types(reading: Reading, paths: Sequence[Path]) -> dict[str, pl.DataTyp
     Raises a SourceError if `where` looks at more than one row at once: then it cannot be evaluated in parts.
     """
     others = {name for name in where_columns(reading) if name not in reading.wanted}
-    if reading.where is not None and not _expression(reading).meta.is_row_separable():
-        raise _where_error(reading, "it looks at several rows at once (an aggregate or a window), which a build larger "
-                                    "than memory cannot do: compare with a number instead, or build in memory")  # fmt: skip
+    if reading.where is not None and not _is_by_row(json.loads(_expression(reading).meta.serialize(format="json"))):
+        raise _where_error(reading, "it may look at several rows at once (an aggregate, a window), which a build in parts "
+                                    "cannot do: compare with a number instead, or build with --engine memory")  # fmt: skip
     if not others:
         return {}
 
@@ -182,6 +183,32 @@ def _expression(reading: Reading) -> pl.Expr:
         return pl.sql_expr(reading.where or "")
     except pl.exceptions.PolarsError as error:
         raise _where_error(reading, f"{error}: write a condition in SQL on the columns of the files") from None
+
+
+def _is_by_row(node: Any) -> bool:
+    """Whether an expression, as Polars writes it in JSON, says of each row what it says of the row alone. Only what is
+    known to is counted as such."""
+    if node == "Len" or not isinstance(node, dict) or len(node) != 1:
+        return False
+    (kind, inner), *_ = node.items()
+    if kind in ("Column", "Literal"):
+        return True
+    if kind == "Function":
+        name, detail = inner["function"], None
+        if isinstance(name, dict):
+            (name, detail), *_ = name.items()
+        if isinstance(detail, dict):
+            detail = next(iter(detail))
+        known = detail in _SQL_BY_ROW if name == "Sql" else name in _BY_ROW and detail not in _NOT_BY_ROW
+        return known and all(map(_is_by_row, inner["input"]))
+    operands = _OPERANDS.get(kind)
+    return operands is not None and all(_is_by_row(inner[operand]) for operand in operands)
+
+
+_OPERANDS = {"BinaryExpr": ("left", "right"), "Ternary": ("predicate", "truthy", "falsy"), "Cast": ("expr",)}
+_BY_ROW = {"StringExpr", "Boolean", "Coalesce", "Negate", "Abs", "Round", "Floor", "Ceil", "Sign", "Pow", "FillNull"}
+_SQL_BY_ROW = {"IsIn", "Binary"}
+_NOT_BY_ROW = {"Any", "All", "IsUnique", "IsDuplicated", "IsFirstDistinct", "IsLastDistinct", "ConcatVertical"}
 
 
 def _satisfies(reading: Reading, upstream: pl.DataFrame) -> pl.Series | None:
