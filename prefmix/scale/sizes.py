@@ -18,9 +18,8 @@ from prefmix.sources import Source
 _UNITS = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _ROW_BYTES = 1200  # text of a row, where nothing is known of it
 _INFLATED = 4  # times the size of a compressed text file
-_IN_MEMORY = (
-    7  # bytes that a build in memory takes for a byte of text (docs/scaling.md), with near-duplicates and splits
-)
+_IN_MEMORY = 4  # bytes that a build in memory takes for a byte of text, at most (docs/scaling.md)
+_ITSELF = 400_000_000  # bytes that a build takes for whatever rows
 _BUFFERED = 12  # bytes that work on a batch takes for a byte of its text
 _KEYS_BYTES = 1500  # that work on the keys of a row takes
 
