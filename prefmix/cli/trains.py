@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
     from prefmix.train.session import Watcher
 
 Result = TypeVar("Result")
+#: What gloo and NCCL say in a process that waits for another one, which has ended.
+_ENDED = re.compile(r"closed by peer|reset by peer|Broken pipe|remote process exiting", re.IGNORECASE)
+#: How long a process waits for one before it to tell what is wrong.
+_GIVE_WAY_S = 2.0
+_INTERRUPTED = 130
 _TRACKERS = ("wandb", "trackio", "tensorboard")
 
 
@@ -130,17 +136,20 @@ def _train(asked: _Asked, resume: bool, force: bool, shown: bool, quiet: bool, a
         if not _rank():
             evals.with_extra(lambda: evals.check_stages(recipe, asked.eval_data))
         from prefmix.train.inputs import settings_of
+        from prefmix.train.processes import leave
         from prefmix.train.run import StopGateError, train
 
         watch.folder = Path(settings_of(recipe).output) / recipe.name
+        failed: GateError | None = None
         try:
             run = train(
                 recipe, mixture, resume=resume, force=force, report_to=asked.report_to, watcher=cast("Watcher", watch)
             )
         except StopGateError as error:  # what ran is there, and worth reading
-            return recipe, mixture, error.run, {}, error
-        scores = {} if _rank() else evals.evaluate_stages(recipe, run, mixture, asked.eval_data, scoring)
-        return recipe, mixture, run, scores, None
+            run, failed = error.run, error
+        leave()
+        scores = {} if failed or _rank() else evals.evaluate_stages(recipe, run, mixture, asked.eval_data, scoring)
+        return recipe, mixture, run, scores, failed
 
     with watching(shown) as watch:
         scoring = _Scoring(watch)
@@ -149,7 +158,7 @@ def _train(asked: _Asked, resume: bool, force: bool, shown: bool, quiet: bool, a
         )
     seconds = round(time.monotonic() - started, 3)
     if _rank():
-        raise click.exceptions.Exit(failed.exit_code if failed else 0)
+        return  # with 0: at any other code torchrun would end the first process, which reports
     if as_json:
         emit_json({**_run_json(recipe, run, watch.notes, seconds), **({"eval": scores} if scores else {})})
     elif quiet:
@@ -215,8 +224,10 @@ def _estimate(asked: _Asked, shown: bool, quiet: bool, as_json: bool) -> None:
 
 def _abandoned(asked: _Asked, watch: Watch) -> str:
     """What an interrupted run leaves, and how it goes on. The thread that trains is not waited for: a checkpoint is whole
-    or not there."""
-    if watch.name is None or watch.folder is None or _rank():
+    or not there. Of several processes the first one says so."""
+    if _rank():
+        raise click.exceptions.Exit(_INTERRUPTED)
+    if watch.name is None or watch.folder is None:
         return "nothing was trained"
     from prefmix.train.checkpoints import last_checkpoint
 
@@ -229,22 +240,27 @@ def _abandoned(asked: _Asked, watch: Watch) -> str:
 
 
 def _in_its_rank(work: Callable[[], Result]) -> Result:
-    """The result of `work()`. Of several processes the first one tells what all of them find wrong; the others say who
-    they are. Raises ModelError where a package of the extra is missing."""
+    """The result of `work()`. Of several processes the others say who they are, and leave it to the first one to tell what all
+    of them find wrong: when that has ended, torchrun ends them. Raises ModelError where a package of the extra is missing."""
     try:
         return needing("train", "train", work)
     except RuntimeError as error:
-        if "WORLD_SIZE" in os.environ and "closed by peer" in str(error):  # gloo's words, where another one has failed
-            raise TrainError(f"process {_rank()}: another process of this run has ended.") from error
-        raise
+        if "WORLD_SIZE" not in os.environ or not _ENDED.search(str(error)):
+            raise
+        found: PrefmixError = TrainError("another process of this run has ended; what it said itself, or torchrun of it, is "
+                                         "the reason. --resume goes on from the last checkpoint.")  # fmt: skip
+        found.__cause__ = error
     except PrefmixError as error:
         if not _rank():
             raise
-        if isinstance(error, (RecipeError, UsageError)):
-            raise click.exceptions.Exit(error.exit_code) from None
-        told = TrainError(f"process {_rank()}: {error}")
-        told.exit_code = error.exit_code
-        raise told from error
+        found = error
+    if _rank():
+        time.sleep(_GIVE_WAY_S if os.environ.get("LOCAL_RANK") == "0" else 2 * _GIVE_WAY_S)
+    if isinstance(found, (RecipeError, UsageError)):
+        raise found
+    told = TrainError(f"process {_rank()}: {found}")
+    told.exit_code = found.exit_code
+    raise told from found
 
 
 def _rank() -> int:

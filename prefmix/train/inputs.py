@@ -33,7 +33,7 @@ def find_mixture(recipe: Recipe, reference: str | Path | None, store: str | Path
         if recipe.digest(revisions_of(found)) == found.manifest["recipe_digest"]:
             return found
     raise MixtureError(
-        f"No mixture of the store {shelf.root} was built from {recipe.path or 'this recipe'} as it is now. "
+        f"No mixture of the store {shelf.place} was built from {recipe.path or 'this recipe'} as it is now. "
         f"Run `prefmix build` first, or name a mixture with --mixture."
     )
 

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch.utils.data import DataLoader
 
 from prefmix.errors import TrainError
+from prefmix.train.data import IGNORED
 from prefmix.train.steps import Steps, best_fit, by_budget, share_of
 
 if TYPE_CHECKING:
@@ -71,10 +73,17 @@ def pairs(table: datasets.Dataset) -> RowSet:
 def conversations(table: datasets.Dataset) -> RowSet:
     """Rows with `input_ids, labels`."""
     lengths = _lengths(table, "input_ids")
-    labels = table.data.column("labels").combine_chunks()
-    answered = labels.flatten().to_numpy(zero_copy_only=False) != -100
-    ends = np.append(0, np.cumsum(answered))[np.append(0, np.cumsum(lengths))]
-    return RowSet(table, lengths, lengths, lengths, np.diff(ends), {})
+    parts = [
+        _answered(labels) for labels in table.data.column("labels").chunks
+    ]  # as one, they would be copied to memory
+    return RowSet(table, lengths, lengths, lengths, np.concatenate([lengths[:0], *parts]), {})
+
+
+def _answered(labels: pa.ListArray) -> np.ndarray:
+    """int64 [rows]: the labels of each row that are trained on."""
+    counted = np.append(0, np.cumsum(labels.flatten().to_numpy() != IGNORED))
+    lengths = pc.call_function("list_value_length", [labels]).to_numpy()
+    return np.diff(counted[np.append(0, np.cumsum(lengths, dtype=np.int64))])
 
 
 def longest_row(rows: RowSet, packs: bool, sequences: int, among: Any = ...) -> int:

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from prefmix.train.dpo import PairTrainer
 from prefmix.train.loop import RowSet
+from prefmix.train.processes import from_main
 
 Progress = Callable[[int, int], None]
 _WRITE_EVERY_S = 60.0
@@ -43,7 +44,9 @@ def log_probabilities(
     """
     accelerator = trainer.accelerator
     needed = np.arange(len(rows)) if needed is None else np.unique(needed)
-    found = _stored(path, len(rows)) or {name: np.full(len(rows), np.nan, np.float32) for name in COLUMNS}
+    found = from_main(lambda: _stored(path, len(rows))) or {
+        name: np.full(len(rows), np.nan, np.float32) for name in COLUMNS
+    }
     missing = needed[~np.isfinite(found[COLUMNS[0]][needed])]
     if not len(missing):
         return found

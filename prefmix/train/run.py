@@ -18,18 +18,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import accelerate
 import datasets.utils.logging
 import transformers.utils.logging
 
 from prefmix.errors import GateError, TrainError, UsageError
 from prefmix.mixture import Mixture
 from prefmix.recipe import Eos, Recipe, SftStage, load_recipe
+from prefmix.train import processes
 from prefmix.train.inputs import find_mixture, settings_of
 from prefmix.train.session import AnyStage, Session, Watcher, held_out_rows
 from prefmix.train.stage import StageRun, run_stage
 from prefmix.train.tokenizer import load_tokenizer
-from prefmix.train.weights import device, find_base
+from prefmix.train.weights import find_base
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,13 @@ def train(
     watcher = watcher or Watcher()
     mixture = mixture if isinstance(mixture, Mixture) else find_mixture(recipe, mixture, store)
     folder = Path(settings.output) / recipe.name
-    state = accelerate.PartialState(cpu=device().type == "cpu")  # unasked, it sees no other process on a CPU
-    if state.is_main_process:
+    state = processes.join()
+    processes.check_common(mixture, folder)
+    if state.is_local_main_process:
         mixture.verify()
+    if state.is_main_process:
         _check_folders(folder, settings.stages, resume, force)
-    state.wait_for_everyone()
+    processes.wait()
     _quiet_libraries()
     base = find_base(settings.base, settings.base_revision, recipe.root)
     tokenizer = load_tokenizer(settings.base, settings.base_revision, recipe.root, add_tokens=settings.add_tokens)

@@ -15,6 +15,7 @@ from prefmix.mixture import Mixture
 from prefmix.recipe import DpoStage, Recipe, SftStage, Train
 from prefmix.schema import Kind
 from prefmix.store import TOKENS
+from prefmix.train import processes
 from prefmix.train.data import TokenRows, tokenize
 from prefmix.train.eos import HeldOut, Measured, measure
 from prefmix.train.steps import Steps, plan_steps
@@ -73,7 +74,7 @@ class Session:
         return Path(self.settings.output) / self.recipe.name
 
     def rows(self, stage: AnyStage) -> StageRows:
-        """What a stage trains on; the main process tokenises it, all open it."""
+        """What a stage trains on."""
         return stage_rows(self.mixture, stage, self.recipe.seed, self.settings, self.tokenizer, self.watcher)
 
     def measured(self, model: Any) -> Measured:
@@ -104,7 +105,7 @@ def stage_rows(
         raise TrainError(f"The stage {stage.name} has no row left to train on ({reasons}). Raise max_length.")
     table = table.select(range(min(stage.rows or len(table), len(table))))
     steps = plan_steps(
-        table["id"],
+        table.data.column("id").to_pylist(),
         seed=seed,
         stage=stage.name,
         batch_size=stage.batch_size,
@@ -151,8 +152,8 @@ def tokenized(
     settings: Train,
     watcher: Watcher,
 ) -> TokenRows:
-    """The token ids of a split, made by the main process and opened by all."""
-    with accelerate.PartialState().main_process_first():
+    """The token ids of a split, made by one process of each node and opened by its others."""
+    with processes.first_of_its_node():
         return tokenize(
             mixture,
             subset,

@@ -13,7 +13,7 @@ from prefmix.errors import TrainError
 from prefmix.mixture import MANIFEST, write_durably
 from prefmix.recipe import portable
 from prefmix.stages import read_lines
-from prefmix.train import records, weights
+from prefmix.train import processes, records, weights
 from prefmix.train.checkpoints import last_checkpoint
 from prefmix.train.guard import Guard
 from prefmix.train.inputs import revisions_of
@@ -30,12 +30,12 @@ def run_stage(session: Session, stage: AnyStage, before: StageRun | None, resume
     folder = session.folder / stage.name
     rows = session.rows(stage)
     record = _record(session, stage, before, rows)
-    found = records.read_json(folder / "run.json") if resume else None
+    found = processes.from_main(lambda: records.read_json(folder / "run.json")) if resume else None
     if found is not None:
         _same_run(folder, found, record)
         if found["finished"]:
-            return StageRun(folder, found, _eos_of(folder), was_there=True)
-    checkpoint = last_checkpoint(folder / "checkpoints") if found else None
+            return StageRun(folder, found, processes.from_main(lambda: _eos_of(folder)), was_there=True)
+    checkpoint = processes.from_main(lambda: last_checkpoint(folder / "checkpoints")) if found else None
     watcher.stage(stage, rows.steps, len(rows.table))
     if session.is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def run_stage(session: Session, stage: AnyStage, before: StageRun | None, resume
         records.write_json(folder / MANIFEST, session.mixture.manifest)
         write_durably(folder / "recipe.toml", portable(session.recipe.to_toml(revisions_of(session.mixture))))
         records.cut_metrics(folder / "metrics.jsonl", int(checkpoint.name.rpartition("-")[2]) if checkpoint else -1)
-    accelerate.PartialState().wait_for_everyone()
+    processes.wait()
     watcher.work("load", 0, 1)
     records.forget_peak_memory()
     trainer, guard = trainer_of(session, stage, before, folder, rows)
@@ -80,8 +80,9 @@ def _finish(session: Session, trainer: Trainer, guard: Guard, folder: Path, reco
         records.write_json(folder / "eos.json", guard.as_json())
         records.write_json(folder / "run.json", record)
         write_report(folder)
-    accelerate.PartialState().wait_for_everyone()
-    return StageRun(folder, records.read_json(folder / "run.json") or {}, _eos_of(folder))
+    return StageRun(
+        folder, *processes.from_main(lambda: (records.read_json(folder / "run.json") or {}, _eos_of(folder)))
+    )
 
 
 def _record(session: Session, stage: AnyStage, before: StageRun | None, rows: StageRows) -> dict[str, Any]:

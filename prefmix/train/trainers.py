@@ -17,7 +17,7 @@ from trl import DPOConfig, SFTConfig
 
 from prefmix.errors import TrainError
 from prefmix.recipe import DpoStage
-from prefmix.train import weights
+from prefmix.train import processes, weights
 from prefmix.train.dpo import PairTrainer
 from prefmix.train.guard import Guard, Writer
 from prefmix.train.loop import WHOLE_STEP, RowSet, conversations, longest_row, pairs
@@ -54,6 +54,7 @@ def trainer_of(
     model = weights.load_base(
         source, settings.quantization, weights.dtype_of(settings), len(session.tokenizer.tokenizer)
     )
+    processes.wait()  # on some nodes the base was there, others have downloaded it
     peft = weights.lora_config(settings.lora, bool(session.tokenizer.added), is_tied(model)) if lora else None
     packs = settings.packing is not False and _may_pack(session, why_not)
     held_out = given.held_out
