@@ -306,7 +306,7 @@ def test_contracting_edges_in_parts_finds_the_connected_components(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]], cuts: int
 ) -> None:
     ends = [sorted(pair) for pair in pairs if pair[0] != pair[1]]
-    job = Job(None, scale.Sizes(1, 1, cuts, 1, 1, 1), Scratch(tmp_path_factory.mktemp("edges")))  # ty: ignore
+    job = Job(None, scale.Sizes(1, 1, cuts, 1, 1, 1, 1), Scratch(tmp_path_factory.mktemp("edges")))  # ty: ignore
     low, high = np.array([*zip(*ends, strict=True)] if ends else [[], []], np.uint32)
     edges, parents = [keys._write_edges(job, "edges/0", low, high)], {}
     rounds = 0

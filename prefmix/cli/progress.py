@@ -27,6 +27,17 @@ _STAGES = {
     "mix": ("mixing", ""),
     "split": ("splitting", ""),
     "write": ("writing", "rows"),
+    "prepare": ("reading and filtering", "parts"),
+    "exact": ("removing duplicates", "parts"),
+    "near": ("finding near-duplicates", "parts"),
+    "draws": ("sampling", "parts"),
+    "ends": ("sampling", "parts"),
+    "sample": ("sampling", "parts"),
+    "prompts": ("finding near prompts", "parts"),
+    "divide": ("splitting", "parts"),
+    "ledger": ("writing the ledger", "parts"),
+    "repeat": ("repeating rows", "parts"),
+    "shards": ("writing", "shards"),
     "convert": ("converting", "rows"),
     "send": ("sending", "kB"),
     "fetch": ("fetching", "kB"),
@@ -102,8 +113,8 @@ def bars(wanted: bool = True) -> Generator[Progress]:
         if not drawing:  # the work of an interrupted command goes on for a moment
             return
         display.start()  # only now: downloads that come before it have bars of their own
-        label, unit = _STAGES.get(stage, (stage, ""))
-        key = (stage, threading.get_ident())  # a stage may work on two subsets at once
+        label, unit = _STAGES.get(stage.partition("-")[0], (stage, ""))
+        key = (label, threading.get_ident())  # a stage may work on two subsets at once
         if key not in tasks:
             tasks[key] = display.add_task(label.ljust(_WIDEST), total=None, counted="")
         counted = f"{done:,} of {total:,} {unit}" if unit else ""

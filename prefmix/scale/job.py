@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,8 @@ from prefmix.scale.scratch import Scratch
 from prefmix.scale.sizes import Sizes
 from prefmix.schema import Kind
 
-Item = TypeVar("Item")
+#: What the folders of files with texts of rows are called, or end with.
+_TEXTS = ("texts", "copies", "shards")
 Result = dict[str, Any]
 
 
@@ -112,12 +113,13 @@ class Run:
 
     engine: Engine
     progress: Progress
-    #: For each stage its seconds, pieces (and how many of them were done before), and the bytes that they wrote.
+    #: For each stage its seconds, pieces (and how many of them were done before), and the bytes that they wrote into the
+    #: scratch folder: `text_bytes` of them are rows' texts, the others keys, edges and decisions.
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def map(self, stage: str, task: Task, job: Job, items: Sequence[Any]) -> Iterator[Result]:
         """The results of a stage, in the order of the items."""
-        started, written = time.monotonic(), 0
+        started, written, texts = time.monotonic(), 0, 0
         names = [f"done/{stage}-{number:06d}.json" for number in range(len(items))]
         before = {name: result for name in names if (result := job.scratch.result(name)) is not None}
         todo = [(item, task, name) for item, name in zip(items, names, strict=True) if name not in before]
@@ -126,6 +128,7 @@ class Run:
         for number, name in enumerate(names, 1):
             result = before[name] if name in before else next(fresh)
             written += result["bytes"]
+            texts += result["text_bytes"]
             self.progress(stage, number, len(items))
             yield result["result"]
         next(fresh, None)
@@ -134,6 +137,7 @@ class Run:
             "pieces": len(items),
             "done_before": len(before),
             "bytes_written": written,
+            "text_bytes": texts,
         }
 
 
@@ -142,6 +146,7 @@ def _recorded(job: Job, item: tuple[Any, Task, str]) -> Result:
     inner, task, record = item
     scratch = job.scratch.at_work()
     result = task(replace(job, scratch=scratch), inner)
-    noted = {"result": result, "bytes": sum(scratch.written.values())}
+    texts = sum(size for name, size in scratch.written.items() if name.partition("/")[0].endswith(_TEXTS))
+    noted = {"result": result, "bytes": sum(scratch.written.values()), "text_bytes": texts}
     scratch.done(record, noted)
     return noted

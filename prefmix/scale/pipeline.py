@@ -38,7 +38,6 @@ from prefmix.schema import Kind
 #: Edges that are few enough to be connected at once.
 _FEW_EDGES = 1 << 18
 _MOST_ROUNDS = 12
-_KEY_BYTES = 64  # that the work on a key of a band takes
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,15 @@ def settle(job: Job, run: Run, refuse: Callable[[Mapping[str, Any]], None]) -> S
         grouped, groups = _connected(job, run, "near", universes)
         job = _drop(job, run.map("near", keys.near, grouped, groups))
     job, audited = _sample(job, run, alive)
-    joined: Mapping[int, int] = {}
+    joined: dict[int, int] = {}
     if recipe.dedupe.near is not None and recipe.splits:
         kept = job.knowing(alive=job.rows["copies"] > 0)
         grouped, groups = _connected(kept, run, "prompts", [job.kinds])
         for result in run.map("prompts", keys.join, grouped, groups):
-            joined = {**joined, **dict(job.scratch.read(result["file"]).rows())}
+            joined.update(job.scratch.read(result["file"]).rows())
     job = replace(job, facts={**job.facts, "joined": joined})
     split = np.zeros(len(job.rows["alive"]), np.uint8)
-    for result in run.map("split", keys.divide, job, range(job.sizes.partitions)):
+    for result in run.map("divide", keys.divide, job, range(job.sizes.partitions)):
         found = job.scratch.read(result["file"])
         split[found["_index"].to_numpy()] = found["split"].to_numpy()
     job = job.knowing(split=split)
@@ -110,7 +109,7 @@ def write(settled: Settled, folder: Path) -> dict[str, Any]:
     digests: dict[str, dict[str, SplitDigest]] = {}
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     buckets = [rows.Bucket(kind, number) for kind in job.kinds for number in range(job.sizes.buckets)]
-    for bucket, result in zip(buckets, run.map("write", rows.finish, job, buckets), strict=True):
+    for bucket, result in zip(buckets, run.map("shards", rows.finish, job, buckets), strict=True):
         for split, entry in result["splits"].items():
             kind = bucket.kind
             schemas[kind] = columns(kind, recipe.format.layout, job.planned.tokenizer is not None)
@@ -154,7 +153,7 @@ def _read(
     parts: list[Part] = []
     alive: dict[str, int] = dict.fromkeys(planned.sources, 0)
     read: dict[str, int] = dict.fromkeys(planned.sources, 0)
-    for unit, result in zip(units, run.map("read", rows.prepare, reading, units), strict=True):
+    for unit, result in zip(units, run.map("prepare", rows.prepare, reading, units), strict=True):
         source, base = planned.sources[unit.source], read[unit.source]
         for made in result["parts"]:
             first = parts[-1].first + parts[-1].rows if parts else 0
@@ -202,7 +201,7 @@ def _connected(job: Job, run: Run, what: str, universes: Sequence[Sequence[Kind]
     assert near is not None
     bands, _ = minhash.bands_for(near.threshold, near.permutations, near.recall)
     total = len(job.rows["alive"])
-    pieces = max(1, -(-total * _KEY_BYTES * job.sizes.workers // max(job.sizes.group * 24 * job.sizes.workers, 1)))
+    pieces = max(1, -(-total // job.sizes.keys))
     items = [
         keys.Band(what, kinds, band, part, pieces)
         for kinds in universes

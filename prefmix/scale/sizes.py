@@ -22,6 +22,7 @@ _IN_MEMORY = 4  # bytes that a build in memory takes for a byte of text, at most
 _ITSELF = 400_000_000  # bytes that a build takes for whatever rows
 _BUFFERED = 12  # bytes that work on a batch takes for a byte of its text
 _KEYS_BYTES = 1500  # that work on the keys of a row takes
+_BAND_BYTES = 64  # that work on the key of a row in a band takes
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Sizes:
     part: int  # bytes of text in it, about
     partitions: int  # of the keys, by the hash of a row's prompt
     buckets: int  # of the rows, by their order in the mixture; each is a shard
+    keys: int  # of a band that are looked at together
     group: int  # bytes of text of rows that are compared with each other
     workers: int  # pieces of work at the same time
 
@@ -94,6 +96,7 @@ def sizes_for(planned: Plan, memory: int, workers: int | None = None) -> Sizes:
         part=part,
         partitions=_parts(rows * _KEYS_BYTES, share),
         buckets=_parts(size * repeated * _BUFFERED // 2, share),
+        keys=max(share // _BAND_BYTES, 1),
         group=max(share // _BUFFERED, 1 << 12),
         workers=workers,
     )
