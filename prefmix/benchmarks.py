@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from prefmix import files
-from prefmix.errors import HubError, SourceError, UsageError
+from prefmix.errors import HubError, SourceError, StorageError, UsageError
 from prefmix.fields import check_columns, known_fields, listed, read_texts
 from prefmix.recipe.problems import nearest
 from prefmix.recipe.suites import Suite, holding, suites
 from prefmix.sources import SourceFile
+from prefmix.storage import is_address
 
 if TYPE_CHECKING:
     from prefmix import recipe
@@ -129,9 +130,9 @@ def from_argument(text: str, fields: Sequence[str] | None = None, root: Path = P
             raise UsageError(f"the suite {text} has fields of its own: leave them out, or name a path (./{text})")
         return _suite(text, "; a copy of your own can be named in its place")
     try:
-        found = files.find_files(text, root)
+        found = files.find(text, root)
     except SourceError as error:
-        if (root / text).exists():
+        if is_address(text) or (root / text).exists():
             raise
         if close := nearest(text, suites()):
             hint = f"did you mean the suite {close}?"
@@ -141,14 +142,13 @@ def from_argument(text: str, fields: Sequence[str] | None = None, root: Path = P
         missing = str(error).removesuffix(": correct `path`")
         raise SourceError(f"{missing}; no suite has this name either ({hint})") from None
     sections = []
-    for path in found:
-        name = files.relative_name(path, root)
-        columns = files.schema(path) if fields is None else {}
+    for each in found:
+        columns = files.schema(each.path) if fields is None else {}
         if not (taken := known_fields(columns) if fields is None else fields):
             raise SourceError(
-                f"{name}: no column has a well-known name (it has: {listed(columns)}): name the fields with the text"
+                f"{each.name}: no column has a well-known name (it has: {listed(columns)}): name the fields with the text"
             )
-        sections.append(Section((SourceFile(name, path),), tuple(taken)))
+        sections.append(Section((each,), tuple(taken)))
     return _checked(Benchmark(text, text, tuple(sections), {}, sniffed=fields is None))
 
 
@@ -181,8 +181,7 @@ def _own(name: str, spec: recipe.Against, root: Path) -> Benchmark:
     table, label, commits = f"decontaminate.against.{name}", None, {}
     with _named(table):
         if spec.hub is None:
-            found = files.find_files(spec.path or [], root, spec.split)
-            located = [SourceFile(files.relative_name(path, root), path) for path in found]
+            located = files.find(spec.path or [], root, spec.split)
         else:
             from prefmix.sources.hub_files import fetch
 
@@ -211,5 +210,7 @@ def _named(table: str, remedy: str = "") -> Generator[None]:
     except SourceError as error:
         named = str(error).startswith(f"{table}:")  # a file that is the whole benchmark
         raise SourceError(str(error) if named else f"{table}: {error}") from None
+    except StorageError as error:
+        raise StorageError(f"{table}: {error}") from None
     except HubError as error:
         raise HubError(f"{table}: {error}{remedy}") from None

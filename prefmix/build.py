@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -35,6 +35,7 @@ from prefmix.recipe import Mix, Recipe, load_recipe
 from prefmix.scale import Engine, Local, Settled, in_memory, machine, settled, sizes_for
 from prefmix.scale import write as write_parts
 from prefmix.schema import KINDS, NO_CHANGES, Kind
+from prefmix.storage import is_address
 from prefmix.store import Store
 
 #: What `fail_on` may name.
@@ -55,13 +56,13 @@ class Means:
 
     `engine`: "memory" holds all rows in memory; "disk" works on parts of them in a scratch folder; "ray" does that on a
     cluster (at `address`, else one of this machine); "auto" is memory if that is enough, else disk. `memory` is what the
-    build may take, in bytes; without it a share of what the machine has. `scratch` is the folder for scratch folders, else
-    one in the store. The mixture is the same in every case.
+    build may take, in bytes; without it a share of what the machine has. `scratch` is the folder or address for scratch
+    folders, else one in the store. The mixture is the same in every case.
     """
 
     engine: Literal["auto", "memory", "disk", "ray"] = "auto"
     memory: int | None = None
-    scratch: Path | None = None
+    scratch: Path | str | None = None
     address: str | None = None
 
 
@@ -118,18 +119,24 @@ def curating(
     home = scratch_home(planned, store, means)
     refuse = _refuse if CONTAMINATION in fail_on else _allow
     sizes = sizes_for(planned, memory)
-    engine: Engine = Local(sizes.workers)
+    at_work: AbstractContextManager[Engine] = nullcontext(Local(sizes.workers))
     if means.engine == "ray":
         from prefmix.scale.cluster import Cluster
 
-        engine = Cluster(means.address)
-    with _writing(home, "--scratch"), settled(planned, home, sizes, engine, refuse, progress) as rows:
+        at_work = Cluster(means.address)
+    with (
+        _writing(home, "--scratch"),
+        at_work as engine,
+        settled(planned, home, sizes, engine, refuse, progress) as rows,
+    ):
         yield rows
 
 
-def scratch_home(planned: Plan, store: Store, means: Means) -> Path:
-    """Where the scratch folder of a build that is not in memory is."""
-    return means.scratch or store.root / planned.recipe.name / ".scratch"
+def scratch_home(planned: Plan, store: Store, means: Means) -> Path | str:
+    """The folder, or the address, of the scratch folder of a build that is not in memory."""
+    if means.scratch is None:
+        return store.root / planned.recipe.name / ".scratch"
+    return str(means.scratch) if is_address(str(means.scratch)) else Path(means.scratch)
 
 
 def _allow(contamination: Mapping[str, Any]) -> None:
@@ -137,7 +144,7 @@ def _allow(contamination: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _writing(place: Path, option: str) -> Generator[None]:
+def _writing(place: Path | str, option: str) -> Generator[None]:
     """Says of a disk that is full or may not be written where that was, and what helps."""
     try:
         yield
@@ -233,7 +240,7 @@ def publish(rows: Curated | Settled, store: Store, progress: Progress = _silent)
     if not rows.tally.copies:
         dropped = ", ".join(f"{r} {n:,}" for stage in rows.tally.funnel() for r, n in stage["dropped"].items())
         raise BuildError(f"No row is left to write. Dropped: {dropped or 'nothing; the sources have no rows'}.")
-    with _writing(store.root, "--store"), store.staging(rows.plan.recipe.name) as folder:
+    with _writing(store.place, "--store"), store.staging(rows.plan.recipe.name) as folder:
         manifest = write(rows, folder, progress) if isinstance(rows, Curated) else write_parts(rows, folder)
         return store.publish(folder, manifest)
 

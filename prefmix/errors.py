@@ -4,6 +4,7 @@ PrefmixError                1   an expected failure: says what, where and what t
 ├── RecipeError             2   the recipe (or a --set) is wrong; carries every problem found, with its line
 ├── UsageError              2   a command or a call that cannot be meant
 ├── SourceError             1   an input that cannot be read: names the file, the row and the remedy
+├── StorageError            1   a file at an address (s3://...) that cannot be reached, read or written
 ├── HubError                1   the Hub refused, is out of reach, or has no such repository or revision
 ├── BuildError              1   the rows do not allow what the recipe asks for
 ├── MixtureError            1   no such mixture, or one that fails verification
@@ -62,6 +63,10 @@ class RecipeError(PrefmixError):
 
 class SourceError(PrefmixError):
     """An input that cannot be read at all."""
+
+
+class StorageError(PrefmixError):
+    """An address that cannot be reached, read or written. Its text never holds a credential."""
 
 
 class HubError(PrefmixError):

@@ -1,4 +1,4 @@
-"""The files of a source: which ones a pattern means, what is in them, and their rows as Polars frames.
+"""The files of a source: what is in them, and their rows as Polars frames (which ones are meant: see finding.py).
 
 Parquet, Arrow IPC (file and stream), JSON lines, JSON arrays and CSV; the text formats may be compressed (.gz, .zst).
 Every failure is a SourceError that names the file and what to do. A bad record in a text file is no failure: its row
@@ -7,14 +7,10 @@ says what is wrong with it (see rows.py).
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
-import re
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import accumulate, islice, pairwise
 from pathlib import Path
 
@@ -24,78 +20,47 @@ import pyarrow.parquet as pq
 
 from prefmix import records
 from prefmix.errors import SourceError
+from prefmix.finding import (
+    COMPRESSIONS,
+    FILE_TYPES,
+    SourceFile,
+    file_type,
+    find,
+    find_file,
+    find_files,
+    here,
+    in_split,
+    is_data_file,
+    relative_name,
+)
 from prefmix.rows import FAULT, RAW, frame, infer
+from prefmix.storage import address_of
 
-FILE_TYPES = {
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".ipc": "arrow",
-    ".feather": "arrow",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-}
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-_KNOWN = ".parquet, .arrow, .jsonl, .json, .csv (the last three also with .gz or .zst)"
-#: Files beside the data that describe it, by the names that Hugging Face tools and prefmix give them.
-_METADATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"} | {
-    "mixture.json",
-    "versions.json",
-}
-_MIXTURE_SUBSETS = ("preference", "sft")
-_SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
+__all__ = [
+    "COMPRESSIONS",
+    "FILE_TYPES",
+    "SourceFile",
+    "Span",
+    "batches",
+    "content",
+    "count_rows",
+    "find",
+    "find_file",
+    "find_files",
+    "fingerprint",
+    "here",
+    "in_split",
+    "is_data_file",
+    "json_records",
+    "knows_columns",
+    "knows_types",
+    "read",
+    "relative_name",
+    "schema",
+    "spans",
+]
+
 _SAMPLE_ROWS = 1000
-
-
-def find_files(patterns: str | Sequence[str], root: Path, split: str | None = None) -> list[Path]:
-    """The data files that some patterns mean, relative to `root`: each once, in sorted path order.
-
-    A pattern is a file, a folder (all data files below it) or a glob (`**` for any folders). Hidden files do not count;
-    of a prefmix mixture only the rows do. `split` keeps the files of one split by the names Hugging Face gives them.
-
-    Raises:
-        SourceError: a pattern matches no data file, or none of the split.
-    """
-    found: dict[str, Path] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        base, paths = _expand(pattern, root)
-        if split is not None:
-            below = {path: os.path.relpath(path, base) for path in paths}
-            paths = [path for path in paths if in_split(Path(below[path]).as_posix(), split)]
-            if not paths:
-                raise SourceError(
-                    f'{pattern}: no file of the split "{split}" among {_listing(below.values())}: '
-                    "name one that is there, or leave `split` out"
-                )
-        for path in paths:
-            found[relative_name(path, root)] = path
-    return [found[name] for name in sorted(found)]
-
-
-def relative_name(path: Path, root: Path) -> str:
-    """A file's name as recorded: relative to the recipe's folder, with forward slashes."""
-    return Path(os.path.relpath(path, root)).as_posix()
-
-
-def in_split(name: str, split: str) -> bool:
-    """Whether a file belongs to a split by its name: the word stands in its path between `-._ `, digits or slashes.
-
-    Example: `data/train-00000-of-00001.parquet`, `train_prefs.jsonl` and `sft/train/0.arrow` are in "train".
-    """
-    words = "|".join(re.escape(word) for word in _SPLIT_WORDS.get(split, (split,)))
-    return re.search(rf"(?:^|[-._ 0-9/])(?:{words})(?:[-._ 0-9/]|$)", name) is not None
-
-
-def is_data_file(name: str) -> bool:
-    """Whether a file name is one that is read when its folder is named."""
-    path = Path(name)
-    hidden = any(part.startswith(".") and part not in (".", "..") for part in path.parts)
-    return not hidden and path.name not in _METADATA and _type_of(path) is not None
 
 
 def fingerprint(path: Path) -> str:
@@ -106,12 +71,12 @@ def fingerprint(path: Path) -> str:
 
 def knows_columns(path: Path) -> bool:
     """Whether `schema` gives all columns of a file: of a JSON file it has seen only the first rows."""
-    return _file_type(path)[0] not in ("jsonl", "json")
+    return file_type(path)[0] not in ("jsonl", "json")
 
 
 def knows_types(path: Path) -> bool:
     """Whether `schema` gives the types of all columns of a file as they are read."""
-    return _file_type(path)[0] in ("parquet", "arrow")
+    return file_type(path)[0] in ("parquet", "arrow")
 
 
 def schema(path: Path) -> dict[str, pl.DataType]:
@@ -122,7 +87,7 @@ def schema(path: Path) -> dict[str, pl.DataType]:
         SourceError: the file cannot be read, is empty, or has no record that can be parsed.
     """
     with _reading(path):
-        kind, _ = _file_type(path)
+        kind, _ = file_type(path)
         if path.stat().st_size == 0:
             raise SourceError(f"{path}: the file is empty: remove it, or fetch it again")
         if kind in ("parquet", "arrow"):
@@ -142,7 +107,7 @@ def schema(path: Path) -> dict[str, pl.DataType]:
 def count_rows(path: Path) -> int | None:
     """Rows by a file's metadata; None where counting would mean reading."""
     with _reading(path):
-        kind, _ = _file_type(path)
+        kind, _ = file_type(path)
         if kind in ("parquet", "arrow"):
             return _scan(path, kind).select(pl.len()).collect().item()
     return None
@@ -161,7 +126,7 @@ def read(
         SourceError: the file cannot be read; in a JSON file, not one record can be parsed.
     """
     with _reading(path):
-        kind, _ = _file_type(path)
+        kind, _ = file_type(path)
         if kind in ("parquet", "arrow"):
             rows = _scan(path, kind)
             names = [name for name in rows.collect_schema() if others is None or name in wanted or name in others]
@@ -192,7 +157,7 @@ def spans(path: Path, rows: int, size: int) -> list[Span]:
         SourceError: the file cannot be read.
     """
     with _reading(path):
-        kind, compression = _file_type(path)
+        kind, compression = file_type(path)
         if kind == "jsonl" and not compression:
             return _line_spans(path, size)
         if kind == "parquet":
@@ -221,7 +186,7 @@ def batches(
         SourceError: the file cannot be read.
     """
     with _reading(path):
-        kind, _ = _file_type(path)
+        kind, _ = file_type(path)
         if kind in ("parquet", "arrow"):
             scan = _scan(path, kind)
             names = [name for name in scan.collect_schema() if name in wanted or name in others]
@@ -274,7 +239,7 @@ def content(path: Path) -> bytes:
 
 def _chunks(path: Path) -> Iterator[records.Chunk]:
     """The records of a text file; raises if not one of a JSON file can be parsed."""
-    kind, _ = _file_type(path)
+    kind, _ = file_type(path)
     with _open(path) as stream:
         if kind == "csv":
             yield from records.csv_rows(stream)
@@ -324,71 +289,6 @@ def _sampled_schema(path: Path) -> dict[str, pl.DataType]:
     return {key: infer(column) for key, column in values.items()}
 
 
-def _expand(pattern: str, root: Path) -> tuple[Path, list[Path]]:
-    """The folder that was searched and the data files found in it."""
-    path = root / pattern
-    if path.is_file():
-        _file_type(path)
-        return path.parent, [path]
-    if path.is_dir():
-        folders = [path]
-        if (path / "mixture.json").is_file():
-            folders = [path / subset for subset in _MIXTURE_SUBSETS if (path / subset).is_dir()]
-            if len(folders) > 1:  # a source has rows of one kind
-                named = " or ".join(f"{pattern.rstrip('/')}/{subset}" for subset in _MIXTURE_SUBSETS)
-                raise SourceError(f"{pattern}: a mixture of preference and sft rows: name one of them, {named}")
-        below = [each for folder in folders for each in folder.rglob("*") if each.is_file()]
-        paths = [each for each in below if is_data_file(os.path.relpath(each, path))]
-        if not paths:
-            raise SourceError(f"{pattern}: no data files in the folder {path}: prefmix reads {_KNOWN}")
-        return path, paths
-    base = root.joinpath(*_fixed_parts(pattern))
-    matches = [Path(each) for each in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (it may be absolute)
-    paths = [each for each in matches if each.is_file() and is_data_file(each.name)]
-    if paths:
-        return base, paths
-    if matches:
-        raise SourceError(
-            f"{pattern}: no data file among {_listing(each.name for each in matches)}: prefmix reads {_KNOWN}"
-        )
-    raise SourceError(f"{pattern}: no such file, searched in {base}{_near(pattern, base)}: correct `path`")
-
-
-def _fixed_parts(pattern: str) -> list[str]:
-    """The folders of a pattern before its first wildcard; its own name is not among them."""
-    parts = Path(pattern).parts[:-1]
-    return list(parts[: next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))])
-
-
-def _near(pattern: str, base: Path) -> str:
-    """Names like the one that was asked for, for an error message."""
-    while not base.is_dir() and base != base.parent:
-        base = base.parent
-    names = sorted(each.name for each in base.iterdir() if not each.name.startswith(".")) if base.is_dir() else []
-    near = get_close_matches(Path(pattern).name, names, n=3, cutoff=0.5) or names[:5]
-    return f" (there: {', '.join(near)})" if near else " (the folder is empty)"
-
-
-def _listing(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _type_of(path: Path) -> tuple[str, str | None] | None:
-    suffix = path.suffix.lower()
-    compression = COMPRESSIONS.get(suffix)
-    kind = FILE_TYPES.get(path.with_suffix("").suffix.lower() if compression else suffix)
-    if kind is None or (compression and kind in ("parquet", "arrow")):
-        return None
-    return kind, compression
-
-
-def _file_type(path: Path) -> tuple[str, str | None]:
-    if (known := _type_of(path)) is None:
-        raise SourceError(f"{path}: unknown file type: prefmix reads {_KNOWN}; rename or convert the file")
-    return known
-
-
 def _is_arrow_file(path: Path) -> bool:
     """Whether it is of Arrow's file format, and not of its stream format."""
     with path.open("rb") as file:
@@ -405,7 +305,7 @@ def _scan(path: Path, kind: str) -> pl.LazyFrame:
 
 @contextmanager
 def _open(path: Path) -> Generator[records.Stream]:
-    _, compression = _file_type(path)
+    _, compression = file_type(path)
     with path.open("rb") as file:
         yield pa.CompressedInputStream(file, compression) if compression else file
 
@@ -415,18 +315,25 @@ def _reading(path: Path) -> Generator[None]:
     """Turns what the readers raise into a SourceError that names the file and what to do."""
     try:
         yield
-    except SourceError:
-        raise
+    except SourceError as error:
+        if address_of(path) is None:
+            raise
+        raise SourceError(str(error).replace(str(path), _called(path))) from None
     except records.Unreadable as error:
-        raise SourceError(f"{path}: {error}") from None
+        raise SourceError(f"{_called(path)}: {error}") from None
     except FileNotFoundError:
-        raise SourceError(f"{path}: no such file: it was there a moment ago, or is a broken link") from None
+        raise SourceError(f"{_called(path)}: no such file: it was there a moment ago, or is a broken link") from None
     except PermissionError:
-        raise SourceError(f"{path}: permission denied: make the file readable") from None
+        raise SourceError(f"{_called(path)}: permission denied: make the file readable") from None
     except IsADirectoryError:
-        raise SourceError(f"{path}: a folder, not a file: end the pattern with /* to mean the files in it") from None
+        raise SourceError(f"{_called(path)}: a folder, not a file: end the pattern with /* to mean the files in it") from None
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SourceError(
-            f"{path}: the file is truncated, corrupt or not what its name says ({reason}): fetch or write it again"
+            f"{_called(path)}: the file is truncated, corrupt or not what its name says ({reason}): fetch or write it again"
         ) from error
+
+
+def _called(path: Path) -> str:
+    """What the user calls a file: a copy in the cache by its address."""
+    return address_of(path) or str(path)

@@ -68,10 +68,10 @@ def plan(recipe: Recipe) -> Plan:
     )
     fingerprints = {name: source.fingerprints() for name, source in found.items()}
     fingerprints |= {each.table: each.fingerprints() for each in measured}
-    for name, source in recipe.sources.items():
-        if source.exclude:
+    for name, source in found.items():
+        if source.excluded:
             fingerprints[f"sources.{name}.exclude"] = [
-                (source.exclude, files.fingerprint(recipe.root / source.exclude))
+                (source.excluded.name, files.fingerprint(source.excluded.path))
             ]
     if tokenizer:
         fingerprints["format.tokenizer"] = [("tokenizer.json", tokenizer.sha256)]

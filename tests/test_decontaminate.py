@@ -303,7 +303,7 @@ def test_answers_count_in_a_build_that_asks_for_them(tmp_path: Path) -> None:
     rows += [{"system": "", "question": "And?", "chosen": "Yes.", "rejected": "No."}]
     for body, expected in (("", {}), ("answers = true", {"decontaminate/ask": 1})):
         curated = curate(plan(prefmix.load_recipe(recipe(tmp_path, rows, body))))
-        assert curated.dropped()["orca"] == expected
+        assert curated.tally.dropped["orca"] == expected
 
 
 def test_without_benchmarks_nothing_is_looked_for(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_the_length_of_the_n_grams_is_that_of_the_recipe(tmp_path: Path) -> None
     rows += [{"system": "", "question": "And?", "chosen": "Yes.", "rejected": "No."}]
     for body, expected in (("", {}), ("ngram = 8", {"decontaminate/ask": 1})):
         curated = curate(plan(prefmix.load_recipe(recipe(tmp_path, rows, body))))
-        assert curated.dropped()["orca"] == expected
+        assert curated.tally.dropped["orca"] == expected
 
 
 def test_neither_the_order_of_the_rows_nor_the_number_of_threads_shows_in_the_digest(tmp_path: Path) -> None:

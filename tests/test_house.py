@@ -110,6 +110,7 @@ def test_what_is_needed_without_training_does_without_the_extra(module):
     ("library", "homes"),
     [
         ("huggingface_hub", {"hub"}),
+        ("fsspec", {"storage"}),
         *(
             (library, {"train", "model"})
             for library in ("torch", "transformers", "peft", "bitsandbytes", "safetensors")

@@ -27,7 +27,7 @@ from prefmix import card
 from prefmix import hub as transport
 from prefmix.digest import SplitDigest, mixture_digest
 from prefmix.errors import HubError, MixtureError, UsageError
-from prefmix.mixture import Mixture, columns, write_shard
+from prefmix.mixture import Mixture, columns, digested, write_shard
 from prefmix.publish import open_mixture, pull, push, to_hub
 from prefmix.publish.shards import write_arrow, write_parquet
 from prefmix.store import Store
@@ -127,7 +127,8 @@ def test_any_rows_have_the_same_digest_as_arrow_as_parquet_and_as_arrow_again(
     before = SplitDigest(schema)
     batch = pa.RecordBatch.from_pylist(table, schema=schema)
     with ThreadPoolExecutor(1) as hasher:
-        entry = write_shard(folder, "preference/train-00000-of-00001.arrow", schema, [batch], before, hasher)
+        shard = "preference/train-00000-of-00001.arrow"
+        entry = write_shard(folder / shard, shard, schema, digested([batch], before, hasher))
     parquet = folder / "train.parquet"
     write_parquet(folder / entry["path"], parquet, lambda rows: None)
     path = "preference/train-00000-of-00001.parquet"

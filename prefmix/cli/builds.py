@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -17,9 +17,11 @@ from prefmix.cli.options import json_option, override_option, store_option
 from prefmix.cli.progress import NOTHING_WRITTEN, Progress, bars, run_beside
 from prefmix.cli.recipes import read_recipe
 from prefmix.cli.screen import command_line, emit_json, err, out, say, say_next, say_warnings
+from prefmix.errors import UsageError
 
 if TYPE_CHECKING:
-    from prefmix.manifest import Curated
+    from prefmix.build import Means
+    from prefmix.inspect import Row
     from prefmix.mixture import Mixture
     from prefmix.plan import Plan
     from prefmix.store import Store
@@ -44,6 +46,24 @@ _PUBLISHING_S = 0.5
     multiple=True,
     help="Fail (exit code 3) on rows that hold text of a benchmark, where they would be dropped.",
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    help="Memory that the build may take, as in 4GB [default: 60 % of the machine's]. Rows that do not fit are worked on "
+    "in parts, in a scratch folder; the mixture is the same.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "memory", "disk", "ray"]),
+    default="auto",
+    help="All rows in memory, or parts of them: on this machine, or on a Ray cluster [default: what --memory asks for].",
+)
+@click.option("--address", metavar="ADDRESS", help="With --engine ray: the cluster, as in ray://head:10001 or auto.")
+@click.option(
+    "--scratch",
+    metavar="DIR",
+    help="Folder or address (s3://...) for what a build in parts leaves for itself [default: one in the store].",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print the name and version only.")
 @json_option
 def build_command(
@@ -53,6 +73,10 @@ def build_command(
     dry_run: bool,
     limit: int | None,
     fail_on: Sequence[str],
+    memory: str | None,
+    engine: Literal["auto", "memory", "disk", "ray"],
+    address: str | None,
+    scratch: str | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -63,31 +87,32 @@ def build_command(
     """
     started = time.monotonic()
     shown = not (quiet or as_json)
+    shelf = _Shelf(store, lambda: _means(memory, engine, address, scratch))
     if dry_run or limit is not None:
         with bars(shown) as progress:
-            curated = run_beside(lambda: _curated(recipe, overrides, limit, fail_on, progress))
-        look = preview(curated)
+            look, rows, planned = run_beside(
+                lambda: shelf.look(recipe, overrides, limit, fail_on, progress), abandon=shelf.unfinished
+            )
         seconds = round(time.monotonic() - started, 3)
         if as_json:
-            emit_json({**look, "limit": limit, "samples": samples_json(curated), "seconds": seconds})
+            emit_json({**look, "limit": limit, "samples": samples_json(rows), "seconds": seconds})
         elif quiet:
             rows = (f"{look['funnel'][place]['out']:,}" for place in (-1, 0))
             say(f"{look['name']}: {' of '.join(rows)} rows kept; nothing was written")
         else:
-            _report_look(curated, look, limit, seconds)
+            _report_look(planned, look, rows, limit, seconds)
             if look["funnel"][-1]["out"]:
                 say_next([(command_line("build", recipe, overrides=overrides, store=store), "write it")])
         return
-    shelf = _Shelf(store)
     with bars(shown) as progress:
         planned, mixture = run_beside(lambda: shelf.build(recipe, overrides, fail_on, progress), abandon=shelf.abandon)
     seconds = round(time.monotonic() - started, 3)
     if as_json:
-        emit_json(_mixture_json(mixture, seconds))
+        emit_json({**_mixture_json(mixture, seconds), "stages": shelf.stages})
     elif quiet:
         say(str(mixture))
     elif not mixture.is_new:
-        say((str(mixture), "bold"), " is up to date  ", (str(mixture.folder), "dim"))
+        say((str(mixture), "bold"), " is up to date  ", (mixture.place, "dim"))
     else:
         _report(planned, mixture, seconds)
         say_next(_next_commands(mixture, store))
@@ -96,20 +121,36 @@ def build_command(
 class _Shelf:
     """The store of this build, which knows the folder that the build is written into while it is."""
 
-    def __init__(self, root: str | None) -> None:
+    def __init__(self, root: str | None, means: Callable[[], Means]) -> None:
         self._root = root
+        self._means = means
         self._staged: Path | None = None
+        self._scratch: Path | str | None = None
+        #: What a build in parts notes of its stages.
+        self.stages: dict[str, dict[str, float]] = {}
 
     def build(
         self, recipe: str, overrides: Sequence[str], fail_on: Sequence[str], progress: Progress
     ) -> tuple[Plan, Mixture]:
         planned = _planned(recipe, overrides, progress)
-        from prefmix.build import built, curate, publish
+        from prefmix.build import built, made, scratch_home
 
-        store = self._store()
+        store, means = self._store(), self._means()
+        self._scratch = scratch_home(planned, store, means)
         mixture = built(planned, store, fail_on)
-        mixture = mixture or publish(curate(planned, None, fail_on, progress), store, progress)
-        return planned, mixture
+        return planned, mixture or made(planned, store, fail_on, means, progress, self.stages)
+
+    def look(
+        self, recipe: str, overrides: Sequence[str], limit: int | None, fail_on: Sequence[str], progress: Progress
+    ) -> tuple[dict[str, Any], list[Row], Plan]:
+        """What the build would give, and some of its rows."""
+        planned = _planned(recipe, overrides, progress)
+        from prefmix.build import curating, scratch_home
+
+        store, means = self._store(), self._means()
+        self._scratch = scratch_home(planned, store, means)
+        with curating(planned, store, limit, fail_on, means, progress) as rows:
+            return preview(rows), samples(rows), planned
 
     def abandon(self) -> str:
         """Takes the folder away from the thread that writes into it.
@@ -118,7 +159,7 @@ class _Shelf:
         folder is a version. That is then given the time to get its name.
         """
         if self._staged is None:
-            return NOTHING_WRITTEN
+            return "; ".join(filter(None, (NOTHING_WRITTEN, self.unfinished())))
         grave = self._staged.with_name(f"{self._staged.name}-interrupted")
         try:
             self._staged.rename(grave)
@@ -128,6 +169,12 @@ class _Shelf:
         shutil.rmtree(grave, ignore_errors=True)
         Path(f"{self._staged}.lock").unlink(missing_ok=True)
         return NOTHING_WRITTEN
+
+    def unfinished(self) -> str:
+        """What there is to say of a build in parts that is interrupted."""
+        if not isinstance(self._scratch, Path) or not any(self._scratch.glob("*/done")):
+            return ""
+        return f"the same command goes on from what is done, in {self._scratch}"
 
     def _store(self) -> Store:
         from prefmix.store import Store
@@ -155,13 +202,15 @@ def _planned(recipe: str, overrides: Sequence[str], progress: Progress) -> Plan:
     return planned
 
 
-def _curated(
-    recipe: str, overrides: Sequence[str], limit: int | None, fail_on: Sequence[str], progress: Progress
-) -> Curated:
-    planned = _planned(recipe, overrides, progress)
-    from prefmix.build import curate
+def _means(
+    memory: str | None, engine: Literal["auto", "memory", "disk", "ray"], address: str | None, scratch: str | None
+) -> Means:
+    from prefmix.build import Means
+    from prefmix.scale import memory_of
 
-    return curate(planned, limit, fail_on, progress)
+    if address is not None and engine != "ray":
+        raise UsageError(f"--address {address} needs --engine ray.")
+    return Means(engine, None if memory is None else memory_of(memory), scratch, address)
 
 
 def _mixture_json(mixture: Mixture, seconds: float) -> dict[str, Any]:
@@ -180,7 +229,7 @@ def _mixture_json(mixture: Mixture, seconds: float) -> dict[str, Any]:
     )
     return {
         **{key: manifest[key] for key in keys},
-        "folder": str(mixture.folder),
+        "folder": mixture.place,
         "up_to_date": not mixture.is_new,
         "warnings": warnings(manifest["sources"]),
         "seconds": seconds,
@@ -190,23 +239,25 @@ def _mixture_json(mixture: Mixture, seconds: float) -> dict[str, Any]:
 def _report(planned: Plan, mixture: Mixture, seconds: float) -> None:
     _say_formats(planned)
     say((str(mixture), "bold"), f"  digest {mixture.digest[:12]}  built in {seconds:.1f} s")
-    say((str(mixture.folder), "dim"))
+    say((mixture.place, "dim"))
     _print_pages(mixture.manifest)
     say_warnings(warnings(mixture.manifest["sources"]))
 
 
-def _report_look(curated: Curated, look: Mapping[str, Any], limit: int | None, seconds: float) -> None:
-    _say_formats(curated.plan)
+def _report_look(
+    planned: Plan, look: Mapping[str, Any], rows: Sequence[Row], limit: int | None, seconds: float
+) -> None:
+    _say_formats(planned)
     what = "a dry run" if limit is None else f"a look at {limit:,} row{'s' * (limit != 1)} of each source"
     say((look["name"], "bold"), f"  {what}: nothing was written", (f"  {seconds:.1f} s", "dim"))
-    mix = curated.plan.recipe.mix
+    mix = planned.recipe.mix
     if limit is not None and any((mix.preference, mix.sft, mix.preference_rows, mix.sft_rows)):
         say(("[mix] is left out: it needs all rows", "dim"))
     _print_pages(look)
     if limit is not None:
         from prefmix.cli.texts import row_page
 
-        for row in samples(curated):
+        for row in rows:
             out().print(row_page(row))
     say_warnings(look["warnings"])
 

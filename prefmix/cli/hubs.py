@@ -131,16 +131,16 @@ def pull_command(reference: str, name: str | None, quiet: bool, store: str | Non
     if as_json:
         keys = ("name", "version", "build", "digest", "subsets", "hub")
         found = {key: mixture.manifest.get(key) for key in keys}
-        emit_json({**found, "folder": str(mixture.folder), "up_to_date": not mixture.is_new, "seconds": seconds})
+        emit_json({**found, "folder": mixture.place, "up_to_date": not mixture.is_new, "seconds": seconds})
     elif quiet:
         say(str(mixture))
     elif not mixture.is_new:
-        say((str(mixture), "bold"), " is up to date  ", (str(mixture.folder), "dim"))
+        say((str(mixture), "bold"), " is up to date  ", (mixture.place, "dim"))
     else:
         from prefmix.cli import pages
 
         say((str(mixture), "bold"), f"  digest {mixture.digest[:12]}  pulled in {seconds:.1f} s")
-        say((str(mixture.folder), "dim"))
+        say((mixture.place, "dim"))
         out().print(pages.titled("Splits", pages.splits_page(mixture.manifest)))
         say_next([(command_line("show", str(mixture), store=store), "what is in it")])
 

@@ -175,7 +175,7 @@ def list_command(store: str | None, as_json: bool) -> None:
         emit_json([asdict(each) for each in found])
         return
     if not found:
-        say(f"No mixtures in {shelf.root}.")
+        say(f"No mixtures in {shelf.place}.")
         say_next([("prefmix build RECIPE", "make one"), ("prefmix init", "write a recipe")])
         return
     from prefmix.cli.pages import list_page
@@ -198,10 +198,11 @@ def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
 
     opened, rows = _to_remove(mixture, store)
     home = opened.folder.resolve().parent
-    entry = Store(home.parent).versions(opened.name).get(opened.version) if home.name == opened.name else None
+    shelf = Store(store if opened.address else home.parent)
+    entry = shelf.versions(opened.name).get(opened.version) if home.name == opened.name else None
     if entry is None or entry["build"] != opened.build:
-        raise UsageError(f"{opened.folder} is a mixture that no store knows: delete the folder yourself.")
-    what = f"{opened} ({rows}): {opened.folder}"
+        raise UsageError(f"{opened.place} is a mixture that no store knows: delete the folder yourself.")
+    what = f"{opened} ({rows}): {opened.place}"
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"rm {mixture} would remove {what}. Give --yes to do it.")
@@ -209,7 +210,7 @@ def rm_command(mixture: str, yes: bool, quiet: bool, store: str | None) -> None:
         if not click.confirm("Remove it?", err=True):
             err().print("Nothing was removed.")
             return
-    Store(home.parent).remove(opened)
+    shelf.remove(opened)
     if not quiet:
         say(f"Removed {what}", on=err())
 
@@ -218,12 +219,13 @@ def _to_remove(reference: str, store: str | None) -> tuple[Mixture, str]:
     """The mixture that a reference means and how large it is; one that is damaged is known by its label alone."""
     from prefmix.cli.charts import size
     from prefmix.inspect import size_bytes
-    from prefmix.mixture import Mixture, Unreadable
-    from prefmix.store import Store, open_mixture
+    from prefmix.mixture import Unreadable
+    from prefmix.store import Store, look_at_mixture
 
     try:
-        opened = open_mixture(reference, store)
-        return opened, f"{opened.funnel[-1]['out']:,} rows, {size(size_bytes(opened.folder))}"
+        opened = look_at_mixture(reference, store)
+        length = Store(store).size_bytes(opened) if opened.address else size_bytes(opened.folder)
+        return opened, f"{opened.funnel[-1]['out']:,} rows, {size(length)}"
     except Unreadable:
         shelf = Store(store)
         name, _, label = reference.partition("@")
@@ -231,8 +233,7 @@ def _to_remove(reference: str, store: str | None) -> tuple[Mixture, str]:
         label = label or next(reversed(versions), "")
         if label not in versions:
             raise
-        manifest = {"name": name, "version": label, "build": versions[label]["build"]}
-        return Mixture(shelf.root / name / manifest["build"], manifest), "damaged"
+        return shelf.labelled(name, label), "damaged"
 
 
 def _open(reference: str, store: str | None) -> Mixture:

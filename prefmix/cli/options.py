@@ -15,6 +15,6 @@ store_option = click.option(
     "--store",
     type=click.Path(file_okay=False),
     metavar="DIR",
-    help="Folder that holds the mixtures; else PREFMIX_STORE, else ./mixtures.",
+    help="Folder or address (s3://...) that holds the mixtures; else PREFMIX_STORE, else ./mixtures.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -59,7 +59,7 @@ def overview(mixture: Mixture) -> dict[str, Any]:
     parts = ("subsets", "sources", "funnel", "audit", "contamination")
     return {
         **{name: manifest.get(name) for name in names},
-        "folder": str(mixture.folder),
+        "folder": mixture.place,
         "size_bytes": size_bytes(mixture.folder),
         **{name: manifest[name] for name in parts},
         "rows_by_source": rows_by_source(mixture),
@@ -100,12 +100,12 @@ def listing(store: Store) -> list[Listed]:
         for label, entry in store.versions(name).items():
             rows, size, problem = {}, 0, None
             try:
-                mixture = store.find(name, label)
+                mixture = store.look(name, label)
                 rows = {
                     kind: sum(each["rows"] for each in splits.values())
                     for kind, splits in mixture.manifest["subsets"].items()
                 }
-                size = size_bytes(mixture.folder)
+                size = store.size_bytes(mixture)
             except MixtureError as error:
                 problem = str(error)
             found.append(Listed(name, label, entry["build"], entry["digest"], entry["created"], rows, size, problem))

@@ -17,6 +17,7 @@ import polars as pl
 
 from prefmix import files
 from prefmix.errors import SourceError
+from prefmix.files import SourceFile
 from prefmix.schema import Kind
 from prefmix.sources import (
     hh_rlhf,
@@ -58,14 +59,6 @@ for _entry_point in entry_points(group=ENTRY_POINTS):
 
 
 @dataclass(frozen=True)
-class SourceFile:
-    """A file of a source. `name` is what the ledger says: relative to the recipe, or the path in the Hub repository."""
-
-    name: str
-    path: Path
-
-
-@dataclass(frozen=True)
 class Source:
     """A source whose files are here and whose columns fit its format."""
 
@@ -80,6 +73,7 @@ class Source:
     license: str | None  # as the recipe says, else the card on the Hub
     columns: tuple[str, ...] = field(repr=False)  # of the files; of JSON files those of the first rows
     layout: Layout = field(repr=False)
+    excluded: SourceFile | None = None
 
     def fingerprints(self) -> list[tuple[str, str]]:
         """(name, sha256 of the content) of each file, read anew each time."""
@@ -118,7 +112,7 @@ class Source:
             SourceError: as for `read`.
         """
         reading, each = self._reading(), self.files[number]
-        for upstream in upstream_batches(reading, each.path, each.name, span, rows, types):
+        for upstream in upstream_batches(reading, files.here(each), each.name, span, rows, types):
             yield canonical_rows(reading, upstream, seed)
 
     def _reading(self, meta: bool = False) -> Reading:
@@ -129,7 +123,7 @@ class Source:
             options=_options(self.name, self.format, self.spec.options),
             where=self.spec.where,
             columns=self.columns,
-            excluded=None if self.spec.exclude is None else _excluded_ids(self.root / self.spec.exclude),
+            excluded=None if self.excluded is None else _excluded_ids(files.here(self.excluded)),
             meta=meta,
         )
 
@@ -150,8 +144,7 @@ def resolve(name: str, spec: recipe.Source, root: Path) -> Source:
         located = tuple(SourceFile(file, path) for file, path in fetched.files)
     else:
         revision, licence = None, spec.license
-        paths = files.find_files(spec.path or [], root, spec.split)
-        located = tuple(SourceFile(files.relative_name(path, root), path) for path in paths)
+        located = tuple(files.find(spec.path or [], root, spec.split))
     schemas = {each.name: files.schema(each.path) for each in located}
     every_column = union(schemas.values())
     format_name = spec.format or sniff(renamed(every_column, spec.columns))
@@ -173,6 +166,7 @@ def resolve(name: str, spec: recipe.Source, root: Path) -> Source:
         license=licence,
         columns=tuple(every_column),
         layout=layout,
+        excluded=None if spec.exclude is None else _excluded_file(spec.exclude, root),
     )
     reading = source._reading()
     if all(files.knows_columns(each.path) for each in located):
@@ -218,6 +212,13 @@ def _options(source: str, format_name: str, given: Mapping[str, Any]) -> dict[st
             raise SourceError(f"source {source}: options.{key} = {value!r}: it must be {wanted}")
     defaults = {key: allowed[0] if isinstance(allowed, tuple) else allowed for key, allowed in known.items()}
     return defaults | dict(given)
+
+
+def _excluded_file(name: str, root: Path) -> SourceFile:
+    try:
+        return files.find_file(name, root)
+    except SourceError as error:
+        raise SourceError(f"{error}: correct `exclude`") from None
 
 
 def _excluded_ids(path: Path) -> pl.Series:

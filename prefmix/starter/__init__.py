@@ -25,6 +25,7 @@ from prefmix.starter.groups import Origin, grouped, plain_name
 from prefmix.starter.lines import Found, LeftOut, one_line, recipe_lines, toml
 from prefmix.starter.nearest import nearest_formats
 from prefmix.starter.shipped import shipped_files
+from prefmix.storage import is_address
 
 __all__ = ["DataCard", "Found", "LeftOut", "Starter", "data_cards", "shipped_files", "starter_recipe"]
 
@@ -73,7 +74,7 @@ def _from_anywhere(origin: Origin, root: Path) -> dict[str, str | list[str]]:
     if "path" not in origin:
         return dict(origin)
     paths = [origin["path"]] if isinstance(origin["path"], str) else origin["path"]
-    return {"path": [os.path.normpath(root / path) for path in paths]}
+    return {"path": [path if is_address(path) else os.path.normpath(root / path) for path in paths]}
 
 
 def _free(title: str, taken: Sequence[str]) -> str:

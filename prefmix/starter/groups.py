@@ -13,6 +13,7 @@ from prefmix import files
 from prefmix.errors import SourceError
 from prefmix.mixture import MANIFEST
 from prefmix.schema import KINDS
+from prefmix.storage import is_address
 
 #: `path` or `hub` of a source, as the recipe has it.
 Origin = Mapping[str, str | list[str]]
@@ -35,7 +36,7 @@ class Group:
 
 
 def grouped(data: Sequence[str], root: Path) -> list[Group]:
-    """Files, folders, glob patterns and Hub names (relative to the current folder) as groups in the order given.
+    """Files, folders, glob patterns (relative to the current folder), addresses and Hub names as groups in the order given.
 
     A `path` is relative to `root`, or absolute where it was named so. Raises SourceError where nothing is meant.
     """
@@ -44,7 +45,9 @@ def grouped(data: Sequence[str], root: Path) -> list[Group]:
     alike: dict[object, list[Path]] = {}
     for each in data or _lying_here(here):
         path = here / each
-        if path.is_file():
+        if is_address(each):  # one source, as it is written
+            groups[each] = Group(_title([Path(each)], _NUMBERS), {"path": each})
+        elif path.is_file():
             key = (path.parent, _NUMBERS.sub("", path.name))
             alike.setdefault(key, []).append(path)
             groups[key] = Group(_title(alike[key], _NUMBERS), _origin(alike[key], root, Path(each).is_absolute()))
