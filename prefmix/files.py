@@ -192,6 +192,9 @@ def batches(
             names = [name for name in scan.collect_schema() if name in wanted or name in others]
             part = scan.select(names).slice(span.start, None if span.stop is None else span.stop - span.start)
             marks = [pl.lit(None, pl.String).alias(name) for name in (FAULT, RAW)]
+            if span.stop is not None:  # frames of one size, and not a small one at the end
+                count = span.stop - span.start
+                rows = -(-count // -(-count // rows))
             for batch in part.collect_batches(chunk_size=rows, maintain_order=True):
                 yield batch.with_columns(marks)
             return
