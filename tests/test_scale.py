@@ -28,7 +28,7 @@ from prefmix.errors import BuildError, GateError, SourceError, UsageError
 from prefmix.mixture import Mixture
 from prefmix.plan import plan
 from prefmix.recipe import Near, load_recipe
-from prefmix.scale import keys
+from prefmix.scale import connected
 from prefmix.scale.job import Job
 from prefmix.scale.scratch import Scratch
 from prefmix.shingles import shingles
@@ -308,10 +308,12 @@ def test_contracting_edges_in_parts_finds_the_connected_components(
     ends = [sorted(pair) for pair in pairs if pair[0] != pair[1]]
     job = Job(None, scale.Sizes(1, 1, cuts, 1, 1, 1, 1), Scratch(tmp_path_factory.mktemp("edges")))  # ty: ignore
     low, high = np.array([*zip(*ends, strict=True)] if ends else [[], []], np.uint32)
-    edges, parents = [keys._write_edges(job, "edges/0", low, high)], {}
+    edges, parents = [connected._write_edges(job, "edges/0", low, high)], {}
     rounds = 0
     while edges:
-        results = [keys.contract(job, keys.Hub("x", rounds, at, edges, parents.get(at))) for at in range(cuts)]
+        results = [
+            connected.contract(job, connected.Hub("x", rounds, at, edges, parents.get(at))) for at in range(cuts)
+        ]
         edges = [result["edges"] for result in results if result["left"]]
         parents = {at: result["parents"] for at, result in enumerate(results)}
         rounds += 1

@@ -73,6 +73,10 @@ class Job:
         """The job with more arrays in `rows`."""
         return replace(self, rows={**self.rows, **rows})
 
+    def with_facts(self, **facts: Any) -> Job:
+        """The job with more of what its pieces of work look at."""
+        return replace(self, facts={**self.facts, **facts})
+
     def gathered(
         self, stage: str, kind: Kind, cut: int | None = None, columns: Sequence[str] | None = None
     ) -> pl.DataFrame:

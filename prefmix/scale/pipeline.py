@@ -2,8 +2,8 @@
 
 read, filter, decontaminate            rows.prepare     a unit of a source at a time; what follows sees its keys
 exact duplicates                       keys.exact       by the hash of the prompt
-near-duplicates                        keys.buckets, contract, regroup, near    rows that share buckets, in groups
-take, shares, repeat; audit            keys.settle      by the hash of the prompt, when the ends of each take are known
+near-duplicates                        connected, keys.near    rows that share buckets, in groups
+take, shares, repeat; audit            sampling         by the hash of the prompt, when the ends of each take are known
 splits                                 keys.divide
 ledger                                 rows.account     by parts
 texts joined back, shards              rows.finish      by runs of the mixture's order
@@ -25,19 +25,17 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefmix import audit, decontaminate, files, minhash, mix
+from prefmix import decontaminate, files
 from prefmix.digest import SplitDigest, mixture_digest
 from prefmix.ledger import CHANGES, LEDGER, check_conservation
 from prefmix.manifest import CHANGED, DROPS, Tally, finished
 from prefmix.mixture import columns
 from prefmix.plan import Plan
 from prefmix.scale import keys, rows
+from prefmix.scale.connected import connected
 from prefmix.scale.job import Job, Part, Run, Unit
+from prefmix.scale.sampling import sample
 from prefmix.schema import Kind
-
-#: Edges that are few enough to be connected at once.
-_FEW_EDGES = 1 << 18
-_MOST_ROUNDS = 12
 
 
 @dataclass(frozen=True)
@@ -79,16 +77,14 @@ def settle(job: Job, run: Run, refuse: Callable[[Mapping[str, Any]], None]) -> S
         job = _drop(job, run.map("exact", keys.exact, job, range(job.sizes.partitions)))
     if recipe.dedupe.near is not None:
         universes = [job.kinds] if recipe.dedupe.across else [[kind] for kind in job.kinds]
-        grouped, groups = _connected(job, run, "near", universes)
-        job = _drop(job, run.map("near", keys.near, grouped, groups))
-    job, audited = _sample(job, run, alive)
+        job = _drop(job, run.map("near", keys.near, job, connected(job, run, "near", universes)))
+    job, audited = sample(job, run, alive)
     joined: dict[int, int] = {}
     if recipe.dedupe.near is not None and recipe.splits:
         kept = job.knowing(alive=job.rows["copies"] > 0)
-        grouped, groups = _connected(kept, run, "prompts", [job.kinds])
-        for result in run.map("prompts", keys.join, grouped, groups):
+        for result in run.map("prompts", keys.join, job, connected(kept, run, "prompts", [job.kinds])):
             joined.update(job.scratch.read(result["file"]).rows())
-    job = replace(job, facts={**job.facts, "joined": joined})
+    job = job.with_facts(joined=joined)
     split = np.zeros(len(job.rows["alive"]), np.uint8)
     for result in run.map("divide", keys.divide, job, range(job.sizes.partitions)):
         found = job.scratch.read(result["file"])
@@ -101,7 +97,7 @@ def write(settled: Settled, folder: Path) -> dict[str, Any]:
     """Writes everything of a mixture but its manifest into a folder; gives the manifest."""
     job, run, recipe = settled.job, settled.run, settled.job.planned.recipe
     repeats = bool((job.rows["copies"] > 1).any())
-    job = replace(job, facts={**job.facts, "repeats": repeats})
+    job = job.with_facts(repeats=repeats)
     if repeats:
         for _ in run.map("repeat", rows.spread, job, job.parts):
             pass
@@ -191,147 +187,7 @@ def _drop(job: Job, results: Iterable[Mapping[str, Any]]) -> Job:
     for result in results:
         alive[job.scratch.read(result["file"], columns=["_index"])["_index"].to_numpy()] = False
         names.append(result["file"])
-    return replace(job.knowing(alive=alive), facts={**job.facts, "decisions": names})
-
-
-def _connected(job: Job, run: Run, what: str, universes: Sequence[Sequence[Kind]]) -> tuple[Job, list[keys.Group]]:
-    """Finds the rows that buckets connect, and brings their texts together in groups: the job that knows the `group` of
-    each row (-1 for those that share no bucket), and the groups. Kinds of different universes do not meet."""
-    near = job.planned.recipe.dedupe.near
-    assert near is not None
-    bands, _ = minhash.bands_for(near.threshold, near.permutations, near.recall)
-    total = len(job.rows["alive"])
-    pieces = max(1, -(-total // job.sizes.keys))
-    items = [
-        keys.Band(what, kinds, band, part, pieces)
-        for kinds in universes
-        for band in range(bands)
-        for part in range(pieces)
-    ]
-    edges = [result["file"] for result in run.map(f"{what}-buckets", keys.buckets, job, items)]
-    parents: dict[int, str] = {}
-    for number in range(_MOST_ROUNDS):
-        hubs = [keys.Hub(what, number, at, edges, parents.get(at)) for at in range(job.sizes.partitions)]
-        results = list(run.map(f"{what}-connect-{number}", keys.contract, job, hubs))
-        edges = [result["edges"] for result in results if result["left"]]
-        parents = {at: result["parents"] for at, result in enumerate(results)}
-        if sum(result["left"] for result in results) <= _FEW_EDGES:
-            break
-    names = np.arange(total, dtype=np.uint32)
-    member = np.zeros(total, bool)
-    for parent in parents.values():
-        low, high = job.scratch.read(parent).select("low", "high").to_numpy().T
-        names[high] = low
-        member[low] = member[high] = True
-    while not np.array_equal(jumped := names[names], names):
-        names = jumped
-    left = [job.scratch.read(name) for name in edges]
-    if left:
-        low, high = pl.concat(left).select("low", "high").to_numpy().T
-        member[low] = member[high] = True
-        minhash.connect(names, low, high)
-    group = np.full(total, -1, np.int32)
-    groups: list[keys.Group] = []
-    most = max(job.sizes.group // _mean_bytes(job), 1)
-    for kinds in universes:
-        of_kinds = member & np.repeat([part.kind in kinds for part in job.parts], [part.rows for part in job.parts])
-        own = np.flatnonzero(of_kinds)
-        _, component, sizes = np.unique(names[own], return_inverse=True, return_counts=True)
-        number = (np.cumsum(sizes) - sizes) // most + len(groups)
-        group[own] = number[component]
-        groups += [
-            keys.Group(kinds, at) for at in range(len(groups), int(number[-1]) + 1 if len(number) else len(groups))
-        ]
-    grouped = job.knowing(group=group)
-    texts = [keys.Texts(what, part, max(len(groups), 1)) for part in job.parts]
-    for _ in run.map(f"{what}-texts", keys.regroup, grouped, texts):
-        pass
-    # The texts of a group, and nothing else of `group`, are what its comparison looks at.
-    return job, groups
-
-
-def _mean_bytes(job: Job) -> int:
-    """Bytes of a row's texts as they lie in the scratch folder, about."""
-    sizes = [job.scratch.size(f"texts/{part.name}") or 0 for part in job.parts]
-    return max(2 * sum(sizes) // max(sum(part.rows for part in job.parts), 1), 1)
-
-
-def _sample(job: Job, run: Run, alive: Mapping[str, int]) -> tuple[Job, dict[str, Any]]:
-    """Decides how often each row goes into the mixture; gives the audit of those that do."""
-    recipe, sources = job.planned.recipe, job.planned.sources
-    lost = _dropped_by_source(job)
-    quotas = {
-        kind: mix.quotas(
-            kind,
-            {
-                name: rows
-                for name, source in sources.items()
-                if source.kind == kind and (rows := alive[name] - lost[name])
-            },
-            recipe.sources,
-            recipe.mix,
-        )
-        for kind in job.kinds
-    }
-    job = replace(job, facts={**job.facts, "quotas": quotas, **_ends(job, run, quotas)})
-    copies = np.zeros(len(job.rows["alive"]), np.int32)
-    names = list(job.facts["decisions"])
-    tallies: dict[Kind, list[pl.DataFrame]] = {kind: [] for kind in job.kinds}
-    for result in run.map("sample", keys.settle, job, range(job.sizes.partitions)):
-        found = job.scratch.read(result["copies"])
-        copies[found["_index"].to_numpy()] = found["copies"].to_numpy()
-        names.append(result["file"])
-        for kind, name in result["tally"].items():
-            tallies[kind].append(job.scratch.read(name))
-    audited = {source: entry for kind in job.kinds for source, entry in audit.entries(tallies[kind]).items()}
-    return replace(job.knowing(copies=copies), facts={**job.facts, "decisions": names}), audited
-
-
-def _dropped_by_source(job: Job) -> dict[str, int]:
-    """The rows of each source that decisions dropped."""
-    found = dict.fromkeys(job.planned.sources, 0)
-    for part in job.parts:
-        found[part.source] += int((~job.rows["alive"][part.first : part.first + part.rows]).sum())
-    return found
-
-
-def _ends(job: Job, run: Run, quotas: Mapping[Kind, pl.DataFrame]) -> dict[str, Any]:
-    """Where numbers of rows to take end: in which bins of the draws, how many rows are before each bin, and the exact
-    places of the rows in those bins."""
-    wanted: dict[str, set[int]] = {}
-    for quota in quotas.values():
-        for source, count, available, goal in quota.rows():
-            ends = {available, goal % available if available else 0} - {0, count}
-            if ends:
-                wanted[source] = ends
-    if not wanted:
-        return {"starts": {}, "ends": {}}
-    counts = {source: np.zeros(keys.BINS, np.int64) for source in wanted}
-    for result in run.map("draws", keys.count_draws, job, range(job.sizes.partitions)):
-        for source, found in result["counts"].items():
-            if source in counts:
-                counts[source] += np.array(found)
-    starts = {source: np.cumsum(found) - found for source, found in counts.items()}
-    bins = {
-        source: sorted({int(np.searchsorted(starts[source], end, side="right")) - 1 for end in ends})
-        for source, ends in wanted.items()
-    }
-    job = replace(job, facts={**job.facts, "ends": bins})
-    for _ in run.map("ends", keys.at_ends, job, range(job.sizes.partitions)):
-        pass
-    exactly = []
-    for kind in job.kinds:
-        names = [f"ends/{kind}-{at:04d}" for at in range(job.sizes.partitions)]
-        drawn = pl.concat([job.scratch.read(name) for name in names])
-        for source, numbers in bins.items():
-            own = drawn.filter(pl.col("source") == source)
-            at = pl.Series(keys.bin_of(own["draw"].to_numpy()), dtype=pl.Int64)
-            for number in numbers:
-                placed = mix.places(own.filter(at == number), kind)
-                exactly.append(
-                    placed.select("_index", place=pl.col("place").cast(pl.Int64) + int(starts[source][number]))
-                )
-    return {"starts": starts, "ends": bins, "exactly": pl.concat(exactly)}
+    return job.knowing(alive=alive).with_facts(decisions=names)
 
 
 def _account(job: Job, run: Run) -> Tally:
