@@ -52,6 +52,10 @@ class PieceCounter:
         self._counts = np.zeros(0, np.int64)
         self._growing = Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it counts anew."""
+        return PieceCounter, (self._tokenizer, self._parts, self._tokenise, self._ids, self._spelled)
+
     def agrees(self, texts: pl.Series) -> bool:
         """Whether the ids of the texts, by their pieces, are those of the tokenizer."""
         texts = texts.filter(~texts.str.contains_any(self._added))

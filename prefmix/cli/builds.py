@@ -58,7 +58,7 @@ _PUBLISHING_S = 0.5
     default="auto",
     help="All rows in memory, or parts of them: on this machine, or on a Ray cluster [default: what --memory asks for].",
 )
-@click.option("--address", metavar="ADDRESS", help="With --engine ray: the cluster, as in ray://head:10001 or auto.")
+@click.option("--address", metavar="ADDRESS", help="With --engine ray: the cluster, as in auto or head:6379.")
 @click.option(
     "--scratch",
     metavar="DIR",
