@@ -329,7 +329,9 @@ def _reading(path: Path) -> Generator[None]:
     except PermissionError:
         raise SourceError(f"{_called(path)}: permission denied: make the file readable") from None
     except IsADirectoryError:
-        raise SourceError(f"{_called(path)}: a folder, not a file: end the pattern with /* to mean the files in it") from None
+        raise SourceError(
+            f"{_called(path)}: a folder, not a file: end the pattern with /* to mean the files in it"
+        ) from None
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError, EOFError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SourceError(

@@ -70,9 +70,7 @@ def plan(recipe: Recipe) -> Plan:
     fingerprints |= {each.table: each.fingerprints() for each in measured}
     for name, source in found.items():
         if source.excluded:
-            fingerprints[f"sources.{name}.exclude"] = [
-                (source.excluded.name, files.fingerprint(source.excluded.path))
-            ]
+            fingerprints[f"sources.{name}.exclude"] = [(source.excluded.name, files.fingerprint(source.excluded.path))]
     if tokenizer:
         fingerprints["format.tokenizer"] = [("tokenizer.json", tokenizer.sha256)]
     return Plan(recipe, found, measured, tokenizer, fingerprints)
