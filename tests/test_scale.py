@@ -37,7 +37,7 @@ from prefmix.store import Store
 QUICKSTART = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
 WORDS = [a + b + c for a in "bdfgklmnp" for b in "aeiou" for c in ("r", "st", "v", "zz", "ß", "é")]
 #: So little memory that a part has some dozens of rows.
-LITTLE = 3_000_000
+LITTLE = 2_000_000
 
 
 def sentence(draw: random.Random, words: int) -> str:
@@ -90,11 +90,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sources of three file types, several files each, that repeat one another; and a benchmark."""
     root = tmp_path_factory.mktemp("sources")
     for number in range(3):
-        write_lines(root / f"lines-{number}.jsonl", rows(number % 2, 250), broken=2)
-        frame = pl.DataFrame(rows(number, 200)).drop("language")
+        write_lines(root / f"lines-{number}.jsonl", rows(number % 2, 130), broken=2)
+        frame = pl.DataFrame(rows(number, 110)).drop("language")
         frame.write_parquet(root / f"table-{number}.parquet", row_group_size=64)
     chats = [
-        {"instruction": row["prompt"], "input": "", "output": row["chosen"]} for row in rows(1, 300) + rows(7, 100)
+        {"instruction": row["prompt"], "input": "", "output": row["chosen"]} for row in rows(1, 160) + rows(7, 60)
     ]
     (root / "chats.json").write_text(json.dumps(chats), encoding="utf-8")
     pl.DataFrame({"question": BENCHMARK}).write_csv(root / "benchmark.csv")
@@ -152,8 +152,8 @@ system = "Be kind."
 near = { threshold = 0.8 }
 [mix]
 preference = { table = 3, lines = 1 }
-preference_rows = 500
-sft_rows = 100
+preference_rows = 260
+sft_rows = 60
 allow_repeat = true
 """,
 }  # fmt: skip
@@ -204,13 +204,13 @@ def test_a_build_in_parts_is_the_build_in_memory(folder: Path, tmp_path: Path, n
     recipe = recipe_file(folder, name)
     in_parts = built(recipe, tmp_path / "disk", Means("disk", LITTLE))
     in_memory = built(recipe, tmp_path / "memory", Means("memory"))
-    assert in_memory.funnel[0]["in"] == 3 * (200 + 252) + 400
+    assert in_memory.funnel[0]["in"] == 3 * (110 + 132) + 220
     assert_same(in_parts, in_memory)
     assert not list((tmp_path / "disk").rglob("*scratch*"))
     assert {reason for stage in in_parts.funnel for reason in stage["dropped"]} >= DROPPED[name]
 
 
-@pytest.mark.parametrize("memory", [1_500_000, 20_000_000])
+@pytest.mark.parametrize("memory", [1_000_000, 20_000_000])
 def test_the_portions_do_not_change_the_mixture(folder: Path, tmp_path: Path, memory: int) -> None:
     recipe = recipe_file(folder, "everything")
     assert_same(
@@ -457,7 +457,7 @@ def cli(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[s
 def test_a_build_that_is_killed_goes_on_and_repeats_no_work(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_file(folder, "everything")
     expected = built(recipe, tmp_path / "memory", Means("memory"))
-    command = [sys.executable, "-m", "prefmix", "build", str(recipe), "--json", "--engine", "disk", "--memory", "3MB"]
+    command = [sys.executable, "-m", "prefmix", "build", str(recipe), "--json", "--engine", "disk", "--memory", "2MB"]
     draw = random.Random(os.urandom(8))
     kills, before = 0, 0
     while True:
