@@ -34,14 +34,10 @@ def connected(job: Job, run: Run, what: str, universes: Sequence[Sequence[Kind]]
     near = job.planned.recipe.dedupe.near
     assert near is not None
     bands, _ = minhash.bands_for(near.threshold, near.permutations, near.recall)
-    total = len(job.rows["alive"])
-    pieces = max(1, -(-total // job.sizes.keys))
-    items = [
-        Band(what, kinds, band, part, pieces) for kinds in universes for band in range(bands) for part in range(pieces)
-    ]
+    items = [Band(what, kinds, number) for kinds in universes for number in range(bands * job.sizes.ranges)]
     edges = [result["file"] for result in run.map(f"{what}-buckets", buckets, job, items)]
     names, member = _components(job, run, what, edges)
-    group = np.full(total, -1, np.int32)
+    group = np.full(len(names), -1, np.int32)
     groups: list[Group] = []
     most = max(job.sizes.group // _mean_bytes(job), 1)
     for kinds in universes:
@@ -90,39 +86,30 @@ def _mean_bytes(job: Job) -> int:
 
 
 class Band(NamedTuple):
-    """The keys of one band of some kinds, of which `part` of `parts` (by the keys' high bits) is looked at."""
+    """A range of the keys of one band, of rows of some kinds; all ranges of all bands are numbered."""
 
     what: str
     kinds: Sequence[Kind]
     number: int
-    part: int
-    parts: int
 
 
 def buckets(job: Job, band: Band) -> Result:
-    """The buckets of a band: an edge from the first row of each to every other one, by the other's number."""
+    """The buckets of a range of keys: an edge from the first row of each to every other one."""
     rows, keys = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint64)]
     alive = job.rows["alive"]
     for part in job.parts:
         if part.kind in band.kinds:
-            places, found = job.scratch.read_cuts(f"{band.what}-bands/{part.name}", [0, 1 + band.number])
-            row = places["key"].to_numpy().astype(np.uint32) + np.uint32(part.first)
-            key = found["key"].to_numpy()
-            wanted = alive[row]
-            if band.parts > 1:
-                wanted = wanted & ((key >> np.uint64(32)) * np.uint64(band.parts) >> np.uint64(32) == band.part)
-            rows.append(row[wanted])
-            keys.append(key[wanted])
+            found = job.scratch.read(f"{band.what}-bands/{part.name}", band.number)
+            row = found["place"].to_numpy() + np.uint32(part.first)
+            rows.append(row[alive[row]])
+            keys.append(found["key"].to_numpy()[alive[row]])
     row = np.concatenate(rows)
     places, starts = minhash.buckets_of(np.concatenate(keys))
     sizes = np.diff(np.append(starts, len(places)))
     first, other = np.repeat(row[places[starts]], sizes), row[places]
     apart = first != other  # parts are in the order of their rows, so the first of a bucket is its least
-    return {"file": _write_edges(job, f"{band.what}-edges/{_name(band)}", first[apart], other[apart])}
-
-
-def _name(band: Band) -> str:
-    return f"{band.kinds[0]}-{band.number:03d}-{band.part:03d}"
+    name = f"{band.what}-edges/{band.kinds[0]}-{band.number:06d}"
+    return {"file": _write_edges(job, name, first[apart], other[apart])}
 
 
 def _write_edges(job: Job, name: str, low: np.ndarray, high: np.ndarray) -> str:

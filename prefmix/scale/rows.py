@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from prefmix import audit, batch, decontaminate, dedupe, minhash, mix
 from prefmix.ledger import ALIVE, LEDGER, ledger
@@ -65,10 +64,11 @@ def _prepare(job: Job, name: str, rows: pl.DataFrame, kind: Kind) -> int:
 
 
 def _write_bands(job: Job, name: str, places: np.ndarray, bands: np.ndarray) -> None:
-    """A file whose first cut has the places of rows, and each other one their keys in a band."""
-    schema = pa.schema([("key", pa.uint64())])
-    arrays = (pa.array(values.astype(np.uint64)) for values in (places, *bands))
-    job.scratch.write_batches(name, schema, (pa.record_batch([array], schema) for array in arrays))
+    """Writes the keys of rows, (bands, rows), by band and in it by range."""
+    keys = pl.DataFrame({"place": np.tile(places, len(bands)), "key": bands.ravel()})
+    band = np.repeat(np.arange(len(bands)), len(places))
+    cut = band * job.sizes.ranges + _cut(keys["key"], job.sizes.ranges)
+    job.scratch.write(name, keys, cut, len(bands) * job.sizes.ranges)
 
 
 def _of_size(frames: Iterator[pl.DataFrame], size: int) -> Iterator[pl.DataFrame]:

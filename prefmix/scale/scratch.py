@@ -109,12 +109,6 @@ class Scratch:
             found = _frame([reader.get_batch(number) for number in numbers], reader.schema)
         return found if columns is None else found.select(columns)
 
-    def read_cuts(self, name: str, cuts: Sequence[int]) -> list[pl.DataFrame]:
-        """The rows of some cuts of a file, each by itself."""
-        with self.opened(name) as file:
-            reader = pa.ipc.open_file(file)
-            return [_frame([reader.get_batch(cut)], reader.schema) for cut in cuts]
-
     def batches(self, name: str) -> Iterator[pa.RecordBatch]:
         """The record batches of a file, one after the other."""
         with self.opened(name) as file:

@@ -33,7 +33,7 @@ class Sizes:
     part: int  # bytes of text in it, about
     partitions: int  # of the keys, by the hash of a row's prompt
     buckets: int  # of the rows, by their order in the mixture; each is a shard
-    keys: int  # of a band that are looked at together
+    ranges: int  # of the keys of a band, each looked at by itself
     group: int  # bytes of text of rows that are compared with each other
     workers: int  # pieces of work at the same time
 
@@ -96,7 +96,7 @@ def sizes_for(planned: Plan, memory: int, workers: int | None = None) -> Sizes:
         part=part,
         partitions=_parts(rows * _KEYS_BYTES, share),
         buckets=_parts(size * repeated * _BUFFERED // 2, share),
-        keys=max(share // _BAND_BYTES, 1),
+        ranges=_parts(rows * _BAND_BYTES, share),
         group=max(share // _BUFFERED, 1 << 12),
         workers=workers,
     )
