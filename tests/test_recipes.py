@@ -158,9 +158,9 @@ def repeated_prompts(curated: Curated) -> set[tuple[str, int]]:
 
 def test_the_recipes_page_has_the_numbers_of_the_quickstart(quickstart: Curated) -> None:
     page = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
-    read, kept = quickstart.funnel()[0]["out"], quickstart.funnel()[-1]["out"]
+    read, kept = quickstart.tally.funnel()[0]["out"], quickstart.tally.funnel()[-1]["out"]
     assert f"{read - kept} rows are dropped and {kept} are kept" in page
-    for stage in quickstart.funnel():
+    for stage in quickstart.tally.funnel():
         for reason, count in stage["dropped"].items():
             assert f"| `{reason}` | {count} |" in page
 
