@@ -93,9 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_lines(root / f"lines-{number}.jsonl", rows(number % 2, 130), broken=2)
         frame = pl.DataFrame(rows(number, 110)).drop("language")
         frame.write_parquet(root / f"table-{number}.parquet", row_group_size=64)
-    chats = [
-        {"instruction": row["prompt"], "input": "", "output": row["chosen"]} for row in rows(1, 160) + rows(7, 60)
-    ]
+    chats = [{"instruction": row["prompt"], "input": "", "output": row["chosen"]} for row in rows(1, 160) + rows(7, 60)]
     (root / "chats.json").write_text(json.dumps(chats), encoding="utf-8")
     pl.DataFrame({"question": BENCHMARK}).write_csv(root / "benchmark.csv")
     return root
