@@ -114,7 +114,7 @@ def build_command(
     elif not mixture.is_new:
         say((str(mixture), "bold"), " is up to date  ", (mixture.place, "dim"))
     else:
-        _report(planned, mixture, seconds)
+        _report(planned, mixture, seconds, in_parts=bool(shelf.stages))
         say_next(_next_commands(mixture, store))
 
 
@@ -132,10 +132,11 @@ class _Shelf:
     def build(
         self, recipe: str, overrides: Sequence[str], fail_on: Sequence[str], progress: Progress
     ) -> tuple[Plan, Mixture]:
+        means = self._means()
         planned = _planned(recipe, overrides, progress)
         from prefmix.build import built, made, scratch_home
 
-        store, means = self._store(), self._means()
+        store = self._store()
         self._scratch = scratch_home(planned, store, means)
         mixture = built(planned, store, fail_on)
         return planned, mixture or made(planned, store, fail_on, means, progress, self.stages)
@@ -144,10 +145,11 @@ class _Shelf:
         self, recipe: str, overrides: Sequence[str], limit: int | None, fail_on: Sequence[str], progress: Progress
     ) -> tuple[dict[str, Any], list[Row], Plan]:
         """What the build would give, and some of its rows."""
+        means = self._means()
         planned = _planned(recipe, overrides, progress)
         from prefmix.build import curating, scratch_home
 
-        store, means = self._store(), self._means()
+        store = self._store()
         self._scratch = scratch_home(planned, store, means)
         with curating(planned, store, limit, fail_on, means, progress) as rows:
             return preview(rows), samples(rows), planned
@@ -236,9 +238,12 @@ def _mixture_json(mixture: Mixture, seconds: float) -> dict[str, Any]:
     }
 
 
-def _report(planned: Plan, mixture: Mixture, seconds: float) -> None:
+def _report(planned: Plan, mixture: Mixture, seconds: float, in_parts: bool) -> None:
     _say_formats(planned)
-    say((str(mixture), "bold"), f"  digest {mixture.digest[:12]}  built in {seconds:.1f} s")
+    say(
+        (str(mixture), "bold"),
+        f"  digest {mixture.digest[:12]}  built in {seconds:.1f} s{', in parts' if in_parts else ''}",
+    )
     say((mixture.place, "dim"))
     _print_pages(mixture.manifest)
     say_warnings(warnings(mixture.manifest["sources"]))
