@@ -8,6 +8,8 @@ take, shares, repeat                    mix
 splits by cluster of prompts            mix
 token counts                            tokens
 rendering, writing, manifest, card      manifest, mixture
+
+Here all rows are in memory. When they do not fit, the same functions work on parts of them: scale/pipeline.py.
 """
 
 from __future__ import annotations

@@ -43,6 +43,12 @@ def token_columns(kind: Kind) -> tuple[str, ...]:
     return _TOKENS[kind]
 
 
+def tokens_of(rows: pl.DataFrame, kind: Kind) -> int | None:
+    """The tokens of rows, all parts together; None where they are not counted."""
+    counted = [name for name in _TOKENS[kind] if name in rows.columns]
+    return sum(int(rows[name].cast(pl.Int64).sum()) for name in counted) if counted else None
+
+
 _AS_TEXT = {
     "prompt": render_prompt(pl.col("prompt")),
     "chosen": render_answer(pl.col("chosen")),
@@ -98,9 +104,7 @@ def write_split(
             slices = rows.slice(shard * per_shard, per_shard).iter_slices(BATCH_ROWS)
             batches = _ahead(pool, lambda part: rendered(part, kind, schema), slices)
             files.append(write_shard(folder / path, path, schema, digested(batches, digest, hasher)))
-    counted = [name for name in _TOKENS[kind] if name in schema.names]
-    tokens = sum(int(rows[name].cast(pl.Int64).sum()) for name in counted)
-    return {"rows": rows.height, "tokens": tokens if counted else None, "files": files}, digest
+    return {"rows": rows.height, "tokens": tokens_of(rows, kind), "files": files}, digest
 
 
 def write_shard(file: Path, path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:

@@ -146,9 +146,8 @@ class SharedShelf:
     """
 
     def __init__(self, address: str) -> None:
-        storage.check_store(
-            address
-        )  # what is wrong with the address, or not installed, is told before anything is built
+        # What is wrong with the address, or not installed, is told before anything is built.
+        storage.check_store(address)
         self.place = address.rstrip("/")
         self.root = storage.cache_folder() / "stores" / sha256(self.place.encode()).hexdigest()[:12]
 

@@ -17,16 +17,13 @@ from filelock import FileLock, Timeout
 from prefmix.errors import BuildError, PrefmixError
 from prefmix.manifest import Progress
 from prefmix.plan import Plan
-from prefmix.scale import pipeline
 from prefmix.scale.job import Engine, Job, Run
 from prefmix.scale.local import Local
-from prefmix.scale.pipeline import Settled
+from prefmix.scale.pipeline import Settled, settle, write
 from prefmix.scale.scratch import Scratch, SharedScratch
 from prefmix.scale.sizes import Sizes, in_memory, machine, memory_of, sizes_for
 
 __all__ = ["Engine", "Local", "Settled", "Sizes", "in_memory", "machine", "memory_of", "settled", "sizes_for", "write"]
-
-write = pipeline.write
 
 
 @contextmanager
@@ -47,7 +44,7 @@ def settled(
     """
     with _scratch(home, _fingerprint(planned, sizes)) as scratch:
         try:
-            yield pipeline.settle(Job(planned, sizes, scratch), Run(engine, progress), refuse)
+            yield settle(Job(planned, sizes, scratch), Run(engine, progress), refuse)
         except PrefmixError as error:
             if not isinstance(error.__cause__, OSError):  # it would come to the same again
                 scratch.remove()

@@ -1,5 +1,5 @@
-"""The pieces of work in between, which see keys and not texts, but for the texts of rows that share buckets: exact
-duplicates, near-duplicates, sampling and splits. Each works on a part of the keys that holds all it has to compare."""
+"""The pieces of work in between: exact duplicates and splits, which see keys, and near-duplicates, which see the texts of
+rows that share buckets. Each works on a part that holds all it has to compare."""
 
 from __future__ import annotations
 

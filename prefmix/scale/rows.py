@@ -11,7 +11,7 @@ import polars as pl
 from prefmix import audit, batch, decontaminate, dedupe, minhash, mix
 from prefmix.ledger import ALIVE, LEDGER, ledger
 from prefmix.manifest import changes
-from prefmix.mixture import BATCH_ROWS, columns, rendered, token_columns, write_shard
+from prefmix.mixture import BATCH_ROWS, columns, rendered, token_columns, tokens_of, write_shard
 from prefmix.scale.job import Job, Part, Result, Unit
 from prefmix.schema import NO_CHANGES, PARTS, Kind, prompt_text
 
@@ -41,11 +41,11 @@ def _prepare(job: Job, name: str, rows: pl.DataFrame, kind: Kind) -> int:
     scratch.write(f"dropped/{name}", ledger(marked, kind))
     scratch.write(f"changes/{name}", changes(marked, kind))
     alive = marked.with_row_index("_index").filter(ALIVE)
-    first = mix.draws(alive["id"], recipe.seed, mix.ORDER, pl.zeros(alive.height, pl.UInt64, eager=True))
+    bucket = order_cut(alive["id"], pl.zeros(alive.height, pl.UInt64, eager=True), job)
     scores = ["chosen_score", "rejected_score"] if kind == "preference" else []
     counts = [column for column in token_columns(kind) if column in alive.columns]
     texts = alive.select(pl.col("_index").alias("place"), "id", "source_row", *PARTS[kind], *scores, *counts)
-    scratch.write(f"texts/{name}", texts, _cut(first, job.sizes.buckets), job.sizes.buckets)
+    scratch.write(f"texts/{name}", texts, bucket, job.sizes.buckets)
     keys = dedupe.keys(alive.lazy(), kind).drop("source")
     facts = audit.facts(alive.lazy(), recipe.filter, kind).drop(
         "chosen_score", "rejected_score", "margin_score", strict=False
@@ -130,9 +130,7 @@ def finish(job: Job, bucket: Bucket) -> Result:
             written = write_shard(
                 path, name, schema, (rendered(part, kind, schema) for part in own.iter_slices(BATCH_ROWS))
             )
-        counted = [column for column in token_columns(kind) if column in schema.names]
-        tokens = sum(int(own[column].cast(pl.Int64).sum()) for column in counted)
-        splits[split] = {"rows": own.height, "tokens": tokens if counted else None, "file": written}
+        splits[split] = {"rows": own.height, "tokens": tokens_of(own, kind), "file": written}
     return {"splits": splits}
 
 
